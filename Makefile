@@ -1,0 +1,54 @@
+# The two commands of a fresh machine are `make run` and `make test`; both make .venv by themselves.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCK := requirements/dev.txt
+
+.PHONY: help venv run test check lint types unit packages lock clean
+
+help:
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml $(LOCK)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+venv: $(STAMP) ## make .venv and install rotator with everything locked by hash
+
+run: $(STAMP) ## the daemon on the embedded sandbox; Ctrl-C ends it
+	@$(BIN)/rotator demo
+
+packages: ## install the Debian packages that the tests need, or name the missing ones
+	@sh tools/debian-packages.sh
+
+test: $(STAMP) packages ## every test
+	$(BIN)/python -m pytest
+
+unit: $(STAMP) ## the tests that need no server
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test ## everything that CI runs: ruff, mypy --strict, every test
+
+lock: ## resolve the dependencies anew, with hashes and without addresses
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet pip-tools
+	for target in dev runtime; do \
+	  extras=$$( [ $$target = dev ] && echo '--extra=sandbox --extra=dev' ); \
+	  $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host $$extras \
+	    --output-file requirements/$$target.txt pyproject.toml; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .sandbox-tests

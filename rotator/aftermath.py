@@ -1,0 +1,150 @@
+"""What a step of a rotation means for its key, and the events that tell of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from rotator.keys import ConsumerFacts, KeyRecord, scheduled
+from rotator.lifecycle import ConfirmDone, IssueDone, Outcome, RestartDone, Rotation, backoff
+from rotator.managed import ManagedKey
+from rotator.model import Result, RotationEvent, Step
+from rotator.reasons import Reason
+
+
+def _consumers_after(record: KeyRecord, rotation: Rotation) -> dict[str, ConsumerFacts]:
+    """The consumers' versions as this rotation leaves them."""
+    facts = dict(record.consumers)
+    for progress in rotation.consumers:
+        known = facts.get(progress.name, ConsumerFacts())
+        if progress.restarted_at is not None and rotation.vault_version is not None:
+            known = replace(known, version=rotation.vault_version, restarted_at=progress.restarted_at)
+        if progress.confirmed_at is not None:
+            known = replace(known, confirmed_at=progress.confirmed_at, confirmed_version=rotation.vault_version)
+        facts[progress.name] = known
+    return facts
+
+
+def key_after(
+    record: KeyRecord, key: ManagedKey, rotation: Rotation, now: datetime, *, draw: float, pause: float
+) -> KeyRecord:
+    """What a step of a rotation means for its key."""
+    failed = rotation.reason is not None and rotation.reason is not Reason.EXPIRY_IMPLAUSIBLE
+    if failed:
+        record = replace(record, failures=record.failures + 1, last_reason=rotation.reason, last_detail=rotation.detail)
+    if rotation.answered_at is not None and record.last_issue_at != rotation.answered_at:
+        record = scheduled(_after_answer(record, key, rotation, rotation.answered_at), key.policy, draw)
+    if rotation.vault_version is not None:
+        record = replace(
+            record,
+            vault_version=rotation.vault_version,
+            fingerprint=rotation.expected,
+            fields=tuple(sorted(key.fields)),
+            adopted=True,
+        )
+    record = replace(record, consumers=_consumers_after(record, rotation))
+    if rotation.step in {Step.SETTLE, Step.FINISH}:
+        record = replace(record, gap_started_at=None)
+    if rotation.result is Result.SUCCEEDED:
+        return replace(
+            record,
+            failures=0,
+            last_success_at=now,
+            last_reason=None,
+            last_detail="",
+            not_before=None,
+            quarantine=None,
+            verdict=rotation.verdict,
+            probed_at=now,
+        )
+    if rotation.result is not None:
+        delay = backoff(Step.PREFLIGHT, rotation.reason or Reason.UNFORESEEN, record.failures, pause)
+        return replace(record, not_before=now + delay, quarantine=rotation.quarantine or record.quarantine)
+    return record
+
+
+def _after_answer(record: KeyRecord, key: ManagedKey, rotation: Rotation, answered_at: datetime) -> KeyRecord:
+    return replace(
+        record,
+        last_issue_at=answered_at,
+        issued_at=rotation.new_issued_at or answered_at,
+        expires_at=rotation.new_expires_at,
+        expiry_source=rotation.expiry_source,
+        implausible=not rotation.plausible,
+        gap_started_at=record.gap_started_at or answered_at if key.consumers else None,
+        drift=None,
+        last_chance_used=False,
+    )
+
+
+def story(
+    key: ManagedKey, old: Rotation, new: Rotation, outcome: Outcome, step: Step, *, seconds: float, at: datetime
+) -> Iterator[RotationEvent]:
+    """The events of one step, the same for the log, the metrics and the history."""
+    bad = new.reason is not None and new.reason is not Reason.EXPIRY_IMPLAUSIBLE
+    implausible = isinstance(outcome, IssueDone) and not new.plausible
+    same = bad and old.reason is new.reason and old.step is new.step
+    yield told(
+        new,
+        "step",
+        at,
+        step=step,
+        result="failed" if bad else "ok",
+        reason=Reason.EXPIRY_IMPLAUSIBLE if implausible else new.reason,
+        seconds=seconds,
+        detail=new.detail,
+        repeated=same and not _worth_repeating(new.attempts),
+    )
+    if isinstance(outcome, RestartDone):
+        kinds = {link.consumer.name: link.consumer.kind for link in key.consumers}
+        done = {ticket.consumer for ticket in outcome.tickets}
+        for progress in old.consumers:
+            if progress.restarted_at is None:
+                result = "ok" if progress.name in done else "failed"
+                extra = {"consumer": progress.name, "kind": kinds.get(progress.name, "")}
+                yield told(new, "restart", at, result=result, extra=extra)
+    if isinstance(outcome, ConfirmDone):
+        for consumer, gap in outcome.gaps:
+            yield told(new, "gap", at, seconds=gap, extra={"consumer": consumer})
+    if new.quarantine is not None and old.quarantine is None:
+        yield told(new, "quarantined", at, reason=new.quarantine, detail=new.detail)
+    if new.finished_at is not None and new.result is not None:
+        seconds = (new.finished_at - new.started_at).total_seconds()
+        result = new.result.value
+        yield told(new, "rotation_ended", at, result=result, reason=new.reason, seconds=seconds, detail=new.detail)
+
+
+def told(
+    rotation: Rotation,
+    name: str,
+    at: datetime,
+    *,
+    step: Step | None = None,
+    result: str = "",
+    reason: Reason | None = None,
+    seconds: float | None = None,
+    detail: str = "",
+    extra: Mapping[str, str | int | float] | None = None,
+    repeated: bool = False,
+) -> RotationEvent:
+    """One event about a rotation."""
+    return RotationEvent(
+        at=at,
+        key=rotation.key,
+        provider=rotation.provider,
+        name=name,
+        rotation=rotation.id,
+        step=step,
+        result=result,
+        reason=reason,
+        seconds=seconds,
+        detail=detail,
+        extra=extra or {},
+        repeated=repeated,
+    )
+
+
+def _worth_repeating(attempts: int) -> bool:
+    """The same failure is told again after 2, 4, 8, … attempts: an hour of it is a dozen lines, not thousands."""
+    return attempts & (attempts - 1) == 0

@@ -1,0 +1,413 @@
+"""The composition root: settings in, wired parts out, everything opened here closed by one ExitStack."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
+from starlette.applications import Starlette
+
+from rotator.clock import SystemClock
+from rotator.config_models import BrokerEvidence, Confirm, KeySettings, SystemdConsumer, Verify
+from rotator.config_models import TokenAuth as TokenLogin
+from rotator.config_models import Window as WindowSettings
+from rotator.confirmation import Confirmations, WatchMaker
+from rotator.consumers import KINDS
+from rotator.control import Control
+from rotator.daemon import Daemon
+from rotator.engine import Engine
+from rotator.errors import JournalFailed
+from rotator.journal.seal import Fingerprints, Seal, load_seal
+from rotator.journal.spool import Spool
+from rotator.journal.sqlite import SqliteJournal, database_path, locked
+from rotator.keys import KeyRecord
+from rotator.lifecycle import Limits
+from rotator.logs import EventLog
+from rotator.managed import ConsumerLink, ManagedKey, template_values
+from rotator.metrics import Metrics, StateCollector
+from rotator.model import Identity, ProbeTarget, RequestDone, Result, Secret
+from rotator.policy import Policy, Window
+from rotator.ports import Clock, Consumer, OnRequest, Provider, Store
+from rotator.providers import PROVIDERS, make_client
+from rotator.reasons import Reason
+from rotator.secret_refs import reveal
+from rotator.settings import Settings
+from rotator.steps import World
+from rotator.stores.vault import VaultStore
+from rotator.stores.vault_login import AppRoleAuth, TokenAuth
+from rotator.templates import render
+from rotator.verify import MqttProber
+from rotator.watcher import Watcher
+from rotator.web.application import make_application
+from rotator.web.server import Listener, bind_tcp, bind_unix
+
+# An issue call may need a login, the call itself, and after a 401 both once more; `timeout` is what one may take.
+REQUESTS_IN_A_CALL = 3
+_FINGERPRINT_KEY = "fingerprint_key"
+_SEAL_ID = "seal_id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """The wired parts that the commands use."""
+
+    settings: Settings
+    journal: SqliteJournal
+    engine: Engine
+    watcher: Watcher
+    metrics: Metrics
+    store: Store
+    providers: Mapping[str, Provider]
+    consumers: Mapping[str, Consumer]
+    daemon: Daemon
+    control: Control
+
+
+def socket_path(settings: Settings) -> Path:
+    """Where the daemon's Unix socket is: beside the journal."""
+    return database_path(settings.state.url).with_name("rotator.sock")
+
+
+def build(settings: Settings, stack: ExitStack) -> App:
+    """Wire everything; what is opened is closed by `stack`, in the reverse order.
+
+    Raises: JournalLocked, JournalFailed, Permanent.
+    """
+    clock = SystemClock()
+    path = database_path(settings.state.url)
+    stack.enter_context(locked(path))
+    journal = SqliteJournal(settings.state.url)
+    stack.callback(journal.close)
+    seal, fingerprints = _open_seal(settings, journal)
+    spool = Spool(path.with_name("spool"))
+    _take_back(spool, journal)
+
+    registry = CollectorRegistry()
+    requests = _LateRequests()
+    stop = threading.Event()
+    parts = wire(settings, stack, clock, requests, stop)
+    keys, store, providers, consumers = parts.keys, parts.store, parts.providers, parts.consumers
+    metrics = Metrics(registry, keys)
+    world = World(
+        clock=clock,
+        store=store,
+        prober=MqttProber(),
+        journal=journal,
+        seal=seal,
+        fingerprints=fingerprints,
+        stop=stop,
+        on_conflict_take_over=settings.on_conflict == "take_over",
+    )
+    engine = Engine(keys, world, observers=(EventLog(), metrics), spool=spool, observe_only=settings.mode == "observe")
+    requests.targets = [metrics.request, engine.skew.seen]
+    watcher = Watcher(engine, providers, watch=settings.watch, drift_interval=settings.drift_interval)
+    for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+        registry.register(collector)
+    registry.register(StateCollector(journal, keys, clock, lambda: watcher.token_ends_at))
+    daemon = Daemon(engine, watcher, metrics, shutdown_grace=settings.shutdown_grace)
+    _introduce(journal, keys, clock)
+    metrics.reloaded.set(1)
+    return App(
+        settings=settings,
+        journal=journal,
+        engine=engine,
+        watcher=watcher,
+        metrics=metrics,
+        store=store,
+        providers=providers,
+        consumers=consumers,
+        daemon=daemon,
+        control=Control(engine=engine, watcher=watcher, poke=daemon.poke),
+    )
+
+
+def listen(app: App, stack: ExitStack) -> tuple[str, int]:
+    """Serve HTTP on TCP and on the Unix socket; returns the TCP address that was bound."""
+    tcp = bind_tcp(app.settings.http.host, app.settings.http.port)
+    unix = bind_unix(socket_path(app.settings))
+    token = app.settings.http.admin_token
+    read_ref = _reader(app.settings, app.store)
+
+    def application(trusted: bool) -> Starlette:
+        read_token = (lambda: read_ref(token)) if token is not None else None
+        return make_application(
+            app.control, app.metrics.registry, alive=app.daemon.alive, admin_token=read_token, trusted=trusted
+        )
+
+    listener = Listener([(application(False), tcp), (application(True), unix)])
+    stack.callback(socket_path(app.settings).unlink, missing_ok=True)
+    stack.callback(listener.close)
+    listener.start()
+    bound: tuple[str, int] = tcp.getsockname()[:2]
+    return bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The adapters, wired from the settings; they need neither journal nor lock."""
+
+    store: VaultStore
+    providers: Mapping[str, Provider]
+    consumers: Mapping[str, Consumer]
+    keys: Mapping[str, ManagedKey]
+
+
+def wire(
+    settings: Settings, stack: ExitStack, clock: Clock, on_request: OnRequest, stop: threading.Event | None = None
+) -> Parts:
+    """Make the adapters and the keys that use them; only the observers of broker logs connect already."""
+    store = _store(settings, on_request, clock)
+    stack.callback(store.close)
+    read_ref = _reader(settings, store)
+    providers = _providers(settings, on_request, clock, read_ref, stack)
+    consumers = _consumers(settings, clock, stop)
+    confirmations = Confirmations(clock=clock, read_ref=read_ref)
+    stack.callback(confirmations.close)
+    keys = {name: _key(name, key, settings, providers, consumers, confirmations) for name, key in settings.keys.items()}
+    confirmations.listen_early()
+    return Parts(store=store, providers=providers, consumers=consumers, keys=keys)
+
+
+class _LateRequests:
+    """Adapters are made before the metrics that count their requests."""
+
+    def __init__(self) -> None:
+        self.targets: list[OnRequest] = []
+
+    def __call__(self, done: RequestDone) -> None:
+        for target in self.targets:
+            target(done)
+
+
+def _open_seal(settings: Settings, journal: SqliteJournal) -> tuple[Seal, Fingerprints]:
+    """The seal, and the fingerprint key that lies wrapped by it in the journal."""
+    waiting = journal.waiting_secrets()
+    try:
+        seal = load_seal(Path(settings.state.seal.path), create=not waiting)
+    except JournalFailed as exc:
+        names = ", ".join(sorted({key for key, _ in waiting}))
+        raise JournalFailed(f"{exc.message}: {names}" if names else exc.message, reason=exc.reason) from exc
+    known = journal.fact(_SEAL_ID)
+    if known is not None and known.decode() != seal.id and waiting:
+        raise JournalFailed(
+            f"secrets wait in the journal under the seal key {known.decode()}, and {settings.state.seal.path} is"
+            f" {seal.id}: bring that key back",
+            reason=Reason.SEAL_KEY_MISSING,
+        )
+    wrapped = journal.fact(_FINGERPRINT_KEY) if known is not None and known.decode() == seal.id else None
+    if wrapped is None:
+        wrapped = seal.new_data_key()
+        journal.set_fact(_FINGERPRINT_KEY, wrapped)
+        journal.set_fact(_SEAL_ID, seal.id.encode())
+        for record in journal.all_keys():  # prints under a lost key can't be compared any more
+            journal.save(key=record.name, change=_without_fingerprint)
+    return seal, Fingerprints(seal.unwrap(wrapped))
+
+
+def _without_fingerprint(record: KeyRecord | None) -> KeyRecord:
+    if record is None:
+        raise JournalFailed("the key's record is gone", reason=Reason.JOURNAL_UNREADABLE)
+    return replace(record, fingerprint=None, adopted=None)
+
+
+def _take_back(spool: Spool, journal: SqliteJournal) -> None:
+    """What a failing journal could not take goes back into it."""
+    for rotation, data_key, blob in spool.waiting():
+        known = journal.rotation(rotation.id)
+        if known is None or known.answers < rotation.answers:  # else the journal has gone further since
+            journal.save(rotation=rotation, data_key=data_key, blob=blob)
+        spool.release(rotation.id)
+
+
+def _introduce(journal: SqliteJournal, keys: Mapping[str, ManagedKey], clock: Clock) -> None:
+    """Give every configured key a record, due for a look now; forget those that are configured no more."""
+    known = {record.name: record for record in journal.all_keys()}
+    gone = [name for name in known if name not in keys]
+    if gone:
+        journal.forget_keys(gone)
+    for name, key in keys.items():
+        record = known.get(name)
+        fresh = KeyRecord(name=name, provider=key.provider.name, id=key.id)
+        moved = record is None or (record.provider, record.id) != (fresh.provider, fresh.id)
+        left = journal.open_rotation(name) if moved else None
+        if left is not None:
+            # Its sealed secret stays in the journal; its dates and identity are not the new id's.
+            detail = f"the configuration names another key now, no longer {left.identity.id}"
+            ended = replace(
+                left, finished_at=clock.now(), result=Result.FAILED, reason=Reason.KEY_UNKNOWN, detail=detail
+            )
+            journal.save(rotation=ended)
+        start = replace(fresh if moved or record is None else record, wake_at=clock.now())
+        if not key.consumers:
+            start = replace(start, gap_started_at=None)  # nobody is left whom the gap could concern
+        journal.save(key=name, change=lambda _old, start=start: start)  # type: ignore[misc]
+
+
+def _store(settings: Settings, on_request: OnRequest, clock: Clock) -> VaultStore:
+    vault, read_ref = settings.vault, _reader(settings, None)
+    auth: TokenAuth | AppRoleAuth
+    if isinstance(vault.auth, TokenLogin):
+        token = vault.auth.token
+        auth = TokenAuth(token=lambda: read_ref(token))
+    else:
+        role_id, secret_id = vault.auth.role_id, vault.auth.secret_id
+        auth = AppRoleAuth(
+            role_id=lambda: role_id if isinstance(role_id, str) else read_ref(role_id),
+            secret_id=lambda: read_ref(secret_id),
+            mount=vault.auth.mount,
+        )
+    return VaultStore(
+        urls=vault.url,
+        mount=vault.mount,
+        namespace=vault.namespace,
+        auth=auth,
+        ca_file=vault.ca_file,
+        timeout=vault.timeout,
+        clock=clock,
+        on_request=on_request,
+    )
+
+
+ReadRef = Callable[[Any], str]
+
+
+def _reader(settings: Settings, store: Store | None) -> ReadRef:
+    """What reads a secret reference when it is needed; without a store, `{vault: …}` can't be read."""
+
+    def read_vault(path: str, field: str) -> str:
+        data = store.read(path).data if store is not None else None
+        return str((data or {}).get(field, ""))
+
+    return lambda ref: reveal(ref, allow_insecure_files=settings.allow_insecure_files, vault=read_vault)
+
+
+def _providers(
+    settings: Settings,
+    on_request: OnRequest,
+    clock: Clock,
+    read_ref: ReadRef,
+    stack: ExitStack,
+) -> dict[str, Provider]:
+    providers: dict[str, Provider] = {}
+    for name, wanted in settings.providers.items():
+        tls = ssl.create_default_context(cafile=wanted.ca_file) if wanted.ca_file is not None else True
+        client = stack.enter_context(make_client(verify=tls))
+        password = wanted.password
+        provider = PROVIDERS[wanted.kind](
+            name,
+            client=client,
+            url=wanted.url,
+            organization=wanted.organization,
+            email=wanted.email,
+            password=lambda password=password: read_ref(password),
+            lifetime=wanted.lifetime,
+            issue_deadline=wanted.timeout * REQUESTS_IN_A_CALL,
+            clock=clock,
+            on_request=on_request,
+        )
+        stack.callback(provider.close)
+        providers[name] = provider
+    return providers
+
+
+def _consumers(settings: Settings, clock: Clock, stop: threading.Event | None) -> dict[str, Consumer]:
+    made: dict[str, Consumer] = {}
+    for name, wanted in settings.consumers.items():
+        own: dict[str, Any]
+        if isinstance(wanted, SystemdConsumer):
+            own = {"unit": wanted.unit, "scope": wanted.scope, "action": wanted.action}
+        else:
+            own = {"argv": wanted.argv, "cwd": wanted.cwd, "env": wanted.env}
+        made[name] = KINDS[wanted.kind](name, timeout=wanted.timeout, clock=clock, stop=stop, **own)
+    return made
+
+
+def _key(
+    name: str,
+    key: KeySettings,
+    settings: Settings,
+    providers: Mapping[str, Provider],
+    consumers: Mapping[str, Consumer],
+    confirmations: Confirmations,
+) -> ManagedKey:
+    links = []
+    for consumer in key.consumers:
+        wanted = settings.consumers[consumer]
+        confirm = wanted.confirm if wanted.accept == "confirmed" else None
+        watch = _watch_maker(confirm, key, confirmations) if confirm is not None else None
+        links.append(
+            ConsumerLink(
+                consumer=consumers[consumer],
+                timeout=wanted.timeout,
+                settle=wanted.settle,
+                open_watch=watch.open if watch is not None else None,
+                early=watch.early if watch is not None else True,
+                identified=watch.identified if watch is not None else False,
+                periodic=watch.periodic if watch is not None else False,
+            )
+        )
+    wanted_links = [settings.consumers[consumer] for consumer in key.consumers]
+    verify = key.verify
+    managed = ManagedKey(
+        name=name,
+        provider=providers[key.provider],
+        id=key.id,
+        policy=Policy(
+            before_expiry=key.rotate.before_expiry,
+            max_age=key.rotate.max_age,
+            jitter=key.rotate.jitter,
+            windows=[_window(window) for window in key.rotate.windows],
+            blackouts=[_window(window) for window in key.blackouts],
+            min_interval=key.min_interval,
+        ),
+        limits=Limits(
+            max_attempts=key.max_attempts,
+            propagation=verify.propagation if verify is not None else timedelta(seconds=60),
+            deliver_delay=max((wanted.delay for wanted in wanted_links), default=timedelta(0)),
+            settle=max((wanted.settle for wanted in wanted_links), default=timedelta(0)),
+        ),
+        path=key.vault.path,
+        fields=key.vault.fields,
+        probe_interval=verify.interval if verify is not None else timedelta(minutes=15),
+        consumers=tuple(links),
+        adopt_rotates=key.adopt == "rotate",
+    )
+    if verify is None:
+        return managed
+    return replace(managed, probe=_probe_maker(managed, verify))
+
+
+def _watch_maker(confirm: Confirm, key: KeySettings, confirmations: Confirmations) -> WatchMaker:
+    if confirm.heartbeat is not None:
+        return confirmations.heartbeat(confirm.heartbeat, key.verify, topic=confirm.heartbeat.topic)
+    broker = confirm.broker or BrokerEvidence()
+    return confirmations.broker(broker, key.verify, client_id=broker.client_id)
+
+
+def _probe_maker(key: ManagedKey, verify: Verify) -> Callable[[Identity, Secret], ProbeTarget]:
+    def target(identity: Identity, secret: Secret) -> ProbeTarget:
+        values = template_values(key, identity, secret, expires_at=None)
+        return ProbeTarget(
+            host=verify.host,
+            port=verify.port,
+            tls=verify.tls,
+            ca_file=verify.ca_file,
+            username=render(verify.username, values),
+            password=Secret(render(verify.password, values)),
+            client_id=render(verify.client_id, values) if verify.client_id is not None else None,
+            subscribe=render(verify.subscribe, values) if verify.subscribe is not None else None,
+            timeout=verify.timeout,
+        )
+
+    return target
+
+
+def _window(window: WindowSettings) -> Window:
+    return Window(cron=window.cron, duration=window.duration, timezone=window.timezone)

@@ -1,0 +1,416 @@
+"""The commands. The only place that prints, and the only one that chooses an exit code.
+
+Exit codes (contract): 0 well · 1 it failed · 2 usage or configuration · 3 something needs a person.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rotator import __version__
+from rotator.client import Client, NoDaemon, find_daemon
+from rotator.errors import ConfigError, JournalFailed, JournalLocked, RotatorError
+from rotator.model import Secret
+from rotator.settings import Settings, json_schema, load, notices
+
+FAILED, USAGE, PERSON = 1, 2, 3
+DEFAULT_CONFIG = Path("/etc/rotator/rotator.yaml")
+
+cli = typer.Typer(
+    name="rotator",
+    help="Keeps MQTT credentials fresh: watches expiry, refreshes, writes to Vault, restarts consumers, proves it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a traceback with local variables could show a secret (rule 6)
+)
+out, err = Console(), Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", envvar="ROTATOR_CONFIG", help="The configuration file.", show_default=True)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+UrlOption = Annotated[str | None, typer.Option("--url", help="Ask the daemon at this URL, with the admin token.")]
+TokenOption = Annotated[Path | None, typer.Option("--token-file", help="File with the admin token, for --url.")]
+LevelOption = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.", envvar="ROTATOR_LOG")]
+KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The key's name in the configuration.")]
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        cli()
+    except ConfigError as exc:
+        for fault in exc.faults:
+            err.print(f"[red]{_escaped(str(fault))}[/red]", highlight=False, soft_wrap=True)
+        plural = "s" if len(exc.faults) != 1 else ""
+        err.print(f"{len(exc.faults)} fault{plural} in the configuration", highlight=False)
+        raise SystemExit(USAGE) from None
+    except JournalFailed as exc:
+        _say_error(exc)
+        raise SystemExit(USAGE if exc.reason.value.startswith("seal_") else FAILED) from None
+    except RotatorError as exc:
+        _say_error(exc)
+        raise SystemExit(FAILED) from None
+    except OSError as exc:
+        err.print(_escaped(f"{exc.strerror or exc}: {exc.filename or ''}".rstrip(": ")), highlight=False)
+        raise SystemExit(FAILED) from None
+
+
+@cli.command()
+def run(config: ConfigOption = DEFAULT_CONFIG, log_level: LevelOption = "info") -> None:
+    """Run the daemon until SIGTERM."""
+    from rotator.app import listen
+
+    with _application(config, log_level) as app, ExitStack() as stack:
+        import structlog
+
+        log = structlog.get_logger("rotator")
+        for notice in notices(app.settings):
+            log.warning("notice", detail=notice)
+        host, port = listen(app, stack)
+        log.info(
+            "started", version=__version__, keys=len(app.engine.keys), mode=app.settings.mode, listen=f"{host}:{port}"
+        )
+        app.daemon.start()
+        app.daemon.run_until_signalled()
+
+
+@cli.command()
+def once(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, log_level: LevelOption = "info") -> None:
+    """Rotate what is due now, then exit."""
+    from rotator.foreground import run_once
+
+    with _application(config, log_level) as app:
+        failed = run_once(app)
+        views = app.control.keys()
+    _show_keys(views, as_json)
+    raise typer.Exit(FAILED if failed else _person(views))
+
+
+@cli.command()
+def check(
+    config: ConfigOption = DEFAULT_CONFIG,
+    online: Annotated[bool, typer.Option("--online", help="Also try every login, path and broker.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Validate the configuration, all faults at once."""
+    settings = _load(config)
+    found: list[dict[str, Any]] = []
+    if online:
+        from rotator.online import check_online
+
+        found = check_online(settings)
+    bad = [item for item in found if not item["ok"]]
+    if as_json:
+        _print_json({"ok": not bad, "keys": len(settings.keys), "notices": notices(settings), "checks": found})
+    else:
+        for notice in notices(settings):
+            out.print(f"[yellow]note[/yellow] {_escaped(notice)}", highlight=False, soft_wrap=True)
+        for item in found:
+            mark = "[green]ok[/green]  " if item["ok"] else "[red]no[/red]  "
+            out.print(f"{mark}{_escaped(item['what'])}  {_escaped(item['detail'])}", highlight=False, soft_wrap=True)
+        out.print(f"{config}: {len(settings.keys)} keys, {'well' if not bad else f'{len(bad)} checks failed'}")
+    raise typer.Exit(FAILED if bad else 0)
+
+
+@cli.command()
+def status(
+    key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="One key, with its history.")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    token_file: TokenOption = None,
+) -> None:
+    """How the keys are; exit 3 when one of them needs a person."""
+    with _reader(config, url, token_file) as reader:
+        if key is not None:
+            view = reader.key(key)
+            _show_key(view, as_json)
+            raise typer.Exit(_person([view]))
+        views = reader.keys()
+    _show_keys(views, as_json)
+    raise typer.Exit(_person(views))
+
+
+@cli.command()
+def history(
+    key: Annotated[str | None, typer.Argument(metavar="[KEY]")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    token_file: TokenOption = None,
+) -> None:
+    """The last rotations."""
+    with _reader(config, url, token_file) as reader:
+        found = reader.rotations(key)
+    if as_json:
+        _print_json({"rotations": found})
+        return
+    table = Table("key", "started", "why", "result", "reason", "Vault")
+    for item in found:
+        version = f"v{item['vault_version']}" if item["vault_version"] else ""
+        outcome = item["result"] or f"at {item['step']}"
+        table.add_row(item["key"], _short(item["started_at"]), item["trigger"], outcome, item["reason"] or "", version)
+    out.print(table)
+
+
+@cli.command()
+def rotate(
+    key: KeyArgument,
+    now: Annotated[bool, typer.Option("--now", help="Ignore windows, min_interval, quarantine and a pause.")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    token_file: TokenOption = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the rotation's end.")] = 300.0,
+    log_level: LevelOption = "warning",
+) -> None:
+    """Rotate one key: in its windows, or now."""
+    try:
+        with _daemon(config, url, token_file) as daemon:
+            ended = daemon.rotate_and_wait(key, now=now, timeout=timeout)
+    except NoDaemon:
+        if url is not None:
+            raise  # who names a daemon means that one
+        from rotator.foreground import rotate_here
+
+        err.print("no daemon answers: taking the journal's lock and rotating here", highlight=False)
+        with _application(config, log_level) as app:
+            ended = rotate_here(app, key, now=now, timeout=timeout)
+    if as_json:
+        _print_json(ended)
+    else:
+        _say_rotation(key, ended)
+    raise typer.Exit(0 if ended.get("result") == "succeeded" or ended.get("held") else FAILED)
+
+
+@cli.command()
+def pause(
+    key: KeyArgument, config: ConfigOption = DEFAULT_CONFIG, url: UrlOption = None, token_file: TokenOption = None
+) -> None:
+    """Begin no rotation of a key until it is resumed, unless somebody asks with `rotate --now`."""
+    _act(config, url, token_file, key, "pause")
+    out.print(f"{key} is paused", highlight=False)
+
+
+@cli.command()
+def resume(
+    key: KeyArgument, config: ConfigOption = DEFAULT_CONFIG, url: UrlOption = None, token_file: TokenOption = None
+) -> None:
+    """Take back a pause or a quarantine."""
+    _act(config, url, token_file, key, "resume")
+    out.print(f"{key} is resumed", highlight=False)
+
+
+@cli.command()
+def adopt(
+    key: KeyArgument,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    token_file: TokenOption = None,
+) -> None:
+    """Bring an existing secret: read from standard input, proven at the broker, put into Vault, not rotated."""
+    typed = typer.prompt("Secret", hide_input=True) if sys.stdin.isatty() else sys.stdin.read()
+    secret = Secret(typed.strip())
+    answer = _act(config, url, token_file, key, "adopt", {"secret": secret.reveal()})
+    if as_json:
+        _print_json(answer)
+        return
+    proven = "proven at the broker" if answer["proven"] else "not proven: the key has no `verify`"
+    out.print(f"{key}: {answer['vault']['path']} version {answer['vault']['version']}, {proven}", highlight=False)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    _print_json(json_schema())
+
+
+@cli.command()
+def demo(
+    plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of a live picture.")] = False,
+    directory: Annotated[Path | None, typer.Option("--dir", help="Where the sandbox's files go.")] = None,
+    vault_binary: Annotated[str | None, typer.Option("--vault-binary", help="A vault or bao to use instead.")] = None,
+    lifetime: Annotated[float, typer.Option("--lifetime", help="How many seconds the demo's keys live.")] = 60.0,
+) -> None:
+    """The daemon on an embedded sandbox: a platform, a Vault, a broker, two consumers."""
+    try:
+        from rotator.sandbox.demo import run_demo
+    except ModuleNotFoundError as exc:
+        err.print(f"the demo needs {exc.name}: pip install 'rotator\\[sandbox]'", highlight=False)
+        raise typer.Exit(USAGE) from None
+    raise typer.Exit(run_demo(plain=plain, directory=directory, vault_binary=vault_binary, lifetime=lifetime))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"rotator {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- what the commands share -------------------------------------------------------------------------------------
+
+
+def _load(config: Path, *, secrets: bool = True) -> Settings:
+    return load(config, os.environ, secrets=secrets)
+
+
+@contextmanager
+def _application(config: Path, level: str) -> Iterator[Any]:
+    """The wired program, holding the journal's lock."""
+    from rotator.app import build
+    from rotator.logs import configure
+
+    if level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        raise typer.BadParameter(f"no such log level: {level}")
+    settings = _load(config)
+    configure(level=level.upper())
+    with ExitStack() as stack:
+        try:
+            yield build(settings, stack)
+        except JournalLocked as exc:
+            _say_error(exc)
+            raise typer.Exit(FAILED) from None
+
+
+@contextmanager
+def _daemon(config: Path, url: str | None, token_file: Path | None) -> Iterator[Client]:
+    """A client of the daemon: over `--url`, else over its Unix socket.
+
+    Raises: NoDaemon.
+    """
+    if url is not None:
+        token = token_file.read_text(encoding="utf-8").strip() if token_file is not None else ""
+        with Client.over_url(url, Secret(token or os.environ.get("ROTATOR_ADMIN_TOKEN", ""))) as client:
+            yield client
+        return
+    with find_daemon(_load(config, secrets=False)) as client:
+        yield client
+
+
+@contextmanager
+def _reader(config: Path, url: str | None, token_file: Path | None) -> Iterator[Any]:
+    """What answers questions: the daemon, else the journal opened for reading only."""
+    try:
+        with _daemon(config, url, token_file) as client:
+            yield client
+            return
+    except NoDaemon:
+        if url is not None:
+            raise
+    from rotator.reading import JournalReader
+
+    reader = JournalReader(_load(config, secrets=False))
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def _act(
+    config: Path, url: str | None, token_file: Path | None, key: str, action: str, body: Mapping[str, Any] | None = None
+) -> Any:
+    """Have the daemon act, or act here when there is none."""
+    try:
+        with _daemon(config, url, token_file) as daemon:
+            return daemon.post(key, action, body or {})
+    except NoDaemon:
+        if url is not None:
+            raise
+    from rotator.foreground import act_here
+
+    err.print("no daemon answers: taking the journal's lock and acting here", highlight=False)
+    with _application(config, "warning") as app:
+        return act_here(app, key, action, body or {})
+
+
+def _person(views: list[dict[str, Any]]) -> int:
+    return PERSON if any(view["needs_a_person"] for view in views) else 0
+
+
+def _show_keys(views: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print_json({"keys": views})
+        return
+    table = Table("key", "state", "expires", "rotates", "Vault", "consumers", "reason")
+    for view in views:
+        step = f": {view['rotation']['step']}" if view["rotation"] else ""
+        consumers = ", ".join(
+            f"{c['name']}{' ✓' if c['confirmed_at'] else ''}{' behind' if c['lag'] else ''}" for c in view["consumers"]
+        )
+        version = f"v{view['vault']['version']}" if view["vault"]["version"] else "—"
+        reason = f"{view['reason']}: {view['advice']}" if view["reason"] else ""
+        state = f"{view['state']}{step}"
+        table.add_row(
+            view["name"], state, _short(view["expires_at"]), _short(view["rotate_at"]), version, consumers, reason
+        )
+    out.print(table)
+
+
+def _show_key(view: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(view)
+        return
+    _show_keys([view], as_json=False)
+    if view.get("held"):
+        held = view["held"]
+        out.print(f"not rotated now: {held['reason']}" + (f" until {_short(held['until'])}" if held["until"] else ""))
+    for event in view.get("history", []):
+        words = [event["name"], event["step"], event["result"], event["reason"], event["detail"]]
+        out.print(f"{_short(event['at'])}  {_escaped(' '.join(word for word in words if word))}", highlight=False)
+
+
+def _say_rotation(key: str, ended: Mapping[str, Any]) -> None:
+    if ended.get("held"):
+        held = ended["held"]
+        until = f", until {_short(held['until'])}" if held["until"] else ""
+        out.print(f"{key} is asked for, and waits: {held['reason']}{until}", highlight=False)
+        return
+    words = ": ".join(word for word in (ended.get("reason"), ended.get("detail")) if word)
+    reason = f" ({words})" if words else ""
+    version = f", Vault version {ended['vault_version']}" if ended.get("vault_version") else ""
+    result = ended.get("result") or f"not at its end yet, at {ended.get('step')}"
+    out.print(f"{key}: {_escaped(str(result) + version + reason)}", highlight=False, soft_wrap=True)
+
+
+def _say_error(exc: RotatorError) -> None:
+    err.print(f"[red]{_escaped(exc.message)}[/red] ({exc.reason.value})", highlight=False, soft_wrap=True)
+    err.print(_escaped(exc.advice), highlight=False, soft_wrap=True)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _short(moment: str | None) -> str:
+    """A moment in this terminal's own time zone."""
+    if moment is None:
+        return "—"
+    local = datetime.fromisoformat(moment).astimezone()
+    today = datetime.now(UTC).astimezone().date()
+    return local.strftime("%H:%M:%S" if local.date() == today else "%Y-%m-%d %H:%M")

@@ -1,0 +1,375 @@
+"""The sections of the configuration as frozen models. Names, kinds and defaults are the contract of the design."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from rotator.config_types import (
+    LATER_PROVIDERS,
+    Count,
+    Cron,
+    Duration,
+    Name,
+    Port,
+    PositiveDuration,
+    PublicTemplate,
+    Span,
+    Template,
+    Text,
+    Timezone,
+    Unit,
+    Url,
+    VaultPath,
+    choice,
+    tag_of,
+    wrong,
+)
+from rotator.durations import Share
+from rotator.secret_refs import SecretRef, VaultRef
+from rotator.templates import names
+
+DEFAULT_BEFORE_EXPIRY = Share(0.33)
+
+
+def seconds(number: float) -> timedelta:
+    """A short name for the defaults below."""
+    return timedelta(seconds=number)
+
+
+class Part(BaseModel):
+    """A section: frozen, no unknown names, no input in its errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+# --- Vault
+
+
+def _outside_vault(ref: SecretRef) -> SecretRef:
+    if isinstance(ref, VaultRef):
+        raise wrong("can't come from the Vault that it opens", "use file, credential or env")
+    return ref
+
+
+LoginRef = Annotated[SecretRef, AfterValidator(_outside_vault)]
+
+
+class TokenAuth(Part):
+    """A Vault token that somebody else made."""
+
+    method: Literal["token"]
+    token: LoginRef
+
+
+def _role_kind(value: object) -> str:
+    return "<plain>" if isinstance(value, str) else "<reference>"
+
+
+class AppRoleAuth(Part):
+    """Login by AppRole. A role id is no secret, so it may also stand here itself."""
+
+    method: Literal["approle"]
+    role_id: Annotated[
+        Annotated[Text, Tag("<plain>")] | Annotated[LoginRef, Tag("<reference>")], Discriminator(_role_kind)
+    ]
+    secret_id: LoginRef
+    mount: Text = "approle"
+
+
+VaultAuth = Annotated[
+    Annotated[TokenAuth, Tag("<token>")] | Annotated[AppRoleAuth, Tag("<approle>")],
+    Discriminator(tag_of("method")),
+    choice("method", ["token", "approle"], ["kubernetes", "jwt", "cert"]),
+]
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Vault(Part):
+    """The KV v2 mount that fresh secrets go to. `url` may be one or several; here it is always a tuple."""
+
+    url: Annotated[
+        tuple[Url, ...],
+        Field(min_length=1),
+        BeforeValidator(_listed),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string", "pattern": "^https?://"},
+                    {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": "^https?://"}},
+                ]
+            }
+        ),
+    ]
+    mount: VaultPath = "secret"
+    namespace: Text | None = None
+    ca_file: Text | None = None
+    timeout: PositiveDuration = seconds(5)
+    auth: VaultAuth
+
+
+# --- providers
+
+
+class HaltianProvider(Part):
+    """Haltian IoT's GraphQL API. `lifetime` is how long its tokens live where the answer does not say."""
+
+    kind: Literal["haltian"]
+    url: Url
+    organization: Text
+    email: Text
+    password: SecretRef
+    lifetime: PositiveDuration = timedelta(days=90)
+    timeout: PositiveDuration = seconds(10)
+    ca_file: Text | None = None
+
+
+# A union of one still: a second provider is one more arm.
+ProviderSettings = Annotated[HaltianProvider, choice("kind", ["haltian"], LATER_PROVIDERS)]
+
+
+# --- consumers
+
+
+class Window(Part):
+    """A recurring stretch of time: it opens whenever `cron` fires in `timezone` and lasts for `duration`."""
+
+    cron: Cron
+    duration: PositiveDuration
+    timezone: Timezone = "UTC"
+
+
+class Delay(Part):
+    """Wait this long between Vault's new version and the restart."""
+
+    delay: Duration
+
+
+def _deliver(value: object) -> object:
+    if isinstance(value, Delay) or value == "direct" or (isinstance(value, Mapping) and "delay" in value):
+        return value
+    if isinstance(value, Mapping):
+        for name in ("file", "external_secret"):
+            if name in value:
+                raise wrong(f"`{name}` is not supported by this version", "direct or {delay: 6m}", at=name)
+    raise wrong("must be direct or {delay: DURATION}", "such as {delay: 6m}")
+
+
+def _deliver_kind(value: object) -> str:
+    return "<direct>" if value == "direct" else "<delay>"
+
+
+Deliver = Annotated[
+    Annotated[Literal["direct"], Tag("<direct>")] | Annotated[Delay, Tag("<delay>")],
+    Discriminator(_deliver_kind),
+    BeforeValidator(_deliver),
+]
+
+
+class Connection(Part):
+    """How to reach a broker for evidence. What is None is as in the key's `verify`."""
+
+    host: Text | None = None
+    port: Port | None = None
+    tls: bool | None = None
+    ca_file: Text | None = None
+    username: Text | None = None
+    password: SecretRef | None = None
+    client_id: Text | None = None  # a shell pattern (fnmatch) of the consumer's own client ids; None: any
+
+
+class BrokerEvidence(Connection):
+    """The broker's log (`$SYS/broker/log/#`) shows the consumer connecting."""
+
+
+class HeartbeatEvidence(Connection):
+    """The consumer speaks on a topic of its own."""
+
+    topic: Text
+
+
+def _topic(value: object) -> object:
+    return {"topic": value} if isinstance(value, str) else value
+
+
+class Confirm(Part):
+    """How it is proven that the consumer runs on the new secret: exactly one of the two."""
+
+    broker: BrokerEvidence | None = None
+    heartbeat: (
+        Annotated[
+            HeartbeatEvidence,
+            BeforeValidator(_topic, json_schema_input_type=Text | HeartbeatEvidence),
+        ]
+        | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Confirm:
+        if (self.broker is None) == (self.heartbeat is None):
+            raise wrong("needs exactly one of broker and heartbeat", "such as {broker: {}} or {heartbeat: TOPIC}")
+        return self
+
+
+class ConsumerBase(Part):
+    """What all consumers have. `canary`, `max_unavailable` and `windows` count for *replace* only."""
+
+    deliver: Deliver = "direct"
+    timeout: PositiveDuration = seconds(60)
+    settle: Duration = seconds(3)
+    accept: Literal["confirmed", "restarted"] = "confirmed"
+    confirm: Confirm | None = None
+    canary: bool = False
+    max_unavailable: Count | None = None
+    windows: tuple[Window, ...] = ()
+
+    @property
+    def delay(self) -> timedelta:
+        """How long to wait between Vault's new version and the restart; nothing with `deliver: direct`."""
+        return self.deliver.delay if isinstance(self.deliver, Delay) else timedelta(0)
+
+
+class SystemdConsumer(ConsumerBase):
+    """A systemd unit, reached over D-Bus."""
+
+    kind: Literal["systemd"]
+    unit: Unit
+    scope: Literal["system", "user"] = "system"
+    action: Literal["restart", "reload", "reload-or-restart"] = "restart"
+
+
+class CommandConsumer(ConsumerBase):
+    """A command that restarts the consumer. `env` is added to a minimal environment; no secret belongs in it."""
+
+    kind: Literal["command"]
+    argv: Annotated[tuple[Text, ...], Field(min_length=1)]
+    cwd: Text | None = None
+    env: dict[Text, str] = {}
+
+
+ConsumerSettings = Annotated[
+    Annotated[SystemdConsumer, Tag("<systemd>")] | Annotated[CommandConsumer, Tag("<command>")],
+    Discriminator(tag_of("kind")),
+    choice("kind", ["systemd", "command"], ["kubernetes", "mqtt", "webhook"]),
+]
+
+
+# --- keys
+
+
+class Rotate(Part):
+    """When a key is due. In `keys` it is laid over `defaults.rotate` name by name; `null` takes a default away."""
+
+    before_expiry: Span | None = None
+    max_age: PositiveDuration | None = None
+    jitter: Duration = timedelta(0)
+    windows: tuple[Window, ...] = ()
+
+    @field_validator("jitter", "windows", mode="before")
+    @classmethod
+    def _nothing(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None:
+            return value
+        return timedelta(0) if info.field_name == "jitter" else ()
+
+    def over(self, defaults: Rotate) -> Rotate:
+        """This policy with what it leaves out taken from `defaults`, and 33% before expiry where both leave it out."""
+        given: dict[str, Any] = {"before_expiry": DEFAULT_BEFORE_EXPIRY}
+        for policy in (defaults, self):
+            given |= {name: getattr(policy, name) for name in policy.model_fields_set}
+        return Rotate(**given)
+
+
+class VaultTarget(Part):
+    """Where a key's secret goes: the path below the mount, and a template for every field."""
+
+    path: VaultPath
+    fields: Annotated[dict[Text, Template], Field(min_length=1)]
+
+    @field_validator("fields")
+    @classmethod
+    def _holds_the_secret(cls, fields: dict[str, str]) -> dict[str, str]:
+        # The daemon reads the secret back from Vault: to probe it, and to know drift.
+        if "{secret}" not in fields.values():
+            raise wrong("no field holds the secret", 'one of them must be "{secret}" and nothing else')
+        return fields
+
+
+def _drop_default(schema: dict[str, Any]) -> None:
+    # None only stands for "the usual one"; editors would show it as a value.
+    schema.pop("default", None)
+
+
+class Verify(Part):
+    """The broker at which a new secret is proven, and how."""
+
+    host: Text
+    tls: bool = False
+    port: Port = Field(default=None, validate_default=True, json_schema_extra=_drop_default)
+    ca_file: Text | None = None
+    username: Template = "{username}"
+    password: Template = "{secret}"  # noqa: S105  a template, no password
+    client_id: PublicTemplate | None = None
+    subscribe: PublicTemplate | None = None
+    timeout: PositiveDuration = seconds(10)
+    propagation: Duration = seconds(60)
+    interval: PositiveDuration = seconds(900)
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _usual_port(cls, value: object, info: ValidationInfo) -> object:
+        if value is None:
+            return 8883 if info.data.get("tls") else 1883
+        return value
+
+    @field_validator("password")
+    @classmethod
+    def _proves_the_secret(cls, password: str, info: ValidationInfo) -> str:
+        # Some platforms put the secret into the username. A login without it would prove nothing.
+        username = info.data.get("username")
+        if username is not None and "secret" not in names(username) + names(password):
+            raise wrong("neither username nor password holds {secret}", 'such as password: "{secret}"')
+        return password
+
+
+class KeySettings(Part):
+    """One managed key. Inside `Settings`, `rotate` is final: merged with the defaults."""
+
+    provider: Text
+    id: Text
+    rotate: Rotate = Rotate()
+    min_interval: Duration = timedelta(0)
+    blackouts: tuple[Window, ...] = ()
+    max_attempts: Count = 10
+    grace: Duration | None = None
+    pair: Name | None = None
+    adopt: Literal["wait", "rotate"] = "wait"
+    vault: VaultTarget
+    verify: Verify | None = None
+    consumers: tuple[Text, ...] = ()
+
+    @field_validator("consumers")
+    @classmethod
+    def _once_each(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if names.count(name) > 1:
+                raise wrong(f"names `{name}` twice", "once is enough")
+        return names

@@ -1,0 +1,212 @@
+"""Consumers that a command restarts: a script of the house, `docker restart`, `ssh edge systemctl restart ingest`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import IO, Final
+
+import structlog
+
+from rotator.errors import Permanent, Stopping, Transient
+from rotator.model import Ticket
+from rotator.ports import Clock
+from rotator.reasons import Reason
+
+INHERITED: Final = ("PATH", "HOME", "LANG", "TZ")  # nothing else: the daemon's own variables may hold secrets (rule 6)
+KEPT: Final = 64 * 1024  # bytes of output, the last ones
+SHOWN: Final = 200  # characters of its last line in an error's message
+GRACE: Final = 1.0  # seconds between TERM and KILL for a command that takes too long
+POLL: Final = 0.05  # seconds between two looks at a command that has closed its output, or left it to a child
+
+log = structlog.get_logger(__name__)
+
+
+class CommandConsumer:
+    """Restarts by running a program; exit 0 means *restarted*.
+
+    The program gets no input, a session of its own, and of the daemon's environment only PATH, HOME, LANG and TZ.
+    What it leaves running in the background when it ends by itself is left alone; when it takes too long, all of its
+    process group is ended.
+
+    Args:
+        name: the name in the configuration.
+        argv: program and arguments, never a shell's line. A program without a slash is looked for on PATH.
+        cwd: where it runs; None: where the daemon runs.
+        env: variables added to the four, not for secrets.
+        timeout: how long it may take.
+        clock: the source of `Ticket.restarted_at`, which is when the program was started: the consumer may well have
+            connected before the program ends.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        argv: Sequence[str],
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: timedelta,
+        clock: Clock,
+        stop: threading.Event | None = None,
+    ) -> None:
+        if not argv or not argv[0]:
+            raise ValueError("argv names no program")
+        self._name, self._argv, self._cwd = name, list(argv), cwd
+        self._env, self._timeout, self._clock = dict(env or {}), timeout, clock
+        self._stop = stop or threading.Event()
+
+    @property
+    def name(self) -> str:
+        """The name in the configuration."""
+        return self._name
+
+    @property
+    def kind(self) -> str:
+        """`command`."""
+        return "command"
+
+    def preflight(self) -> None:
+        """Look whether the program is there and may be run. Runs nothing.
+
+        Raises: Permanent (CONSUMER_MISSING, CONSUMER_FORBIDDEN).
+        """
+        if self._cwd is not None and not os.path.isdir(self._cwd):
+            raise self._missing(f"the folder {self._cwd} does not exist")
+        program = self._argv[0]
+        if "/" not in program:
+            if shutil.which(program, path=self._environment().get("PATH", os.defpath)) is None:
+                raise self._missing(f"no program {program} on PATH")
+            return
+        path = os.path.join(self._cwd or "", program)
+        if not os.path.isfile(path):
+            raise self._missing(f"{path} does not exist")
+        if not os.access(path, os.X_OK):
+            raise Permanent(f"{self._name}: {path} may not be executed", reason=Reason.CONSUMER_FORBIDDEN)
+
+    def restart(self) -> Ticket:
+        """Run the program and wait for its end.
+
+        Raises:
+            Permanent: CONSUMER_MISSING, CONSUMER_FORBIDDEN; CONSUMER_RESTART_FAILED for a file that is no program.
+            Transient: CONSUMER_RESTART_FAILED for an exit other than 0, CONSUMER_TIMEOUT.
+        """
+        started = self._clock.now()
+        process = self._start()
+        with process:
+            assert process.stdout is not None  # a pipe was asked for
+            tail, in_time = _follow(process, process.stdout, self._timeout.total_seconds(), self._stop)
+        log.debug("command_ended", consumer=self._name, status=process.returncode, output=tail)
+        if not in_time and self._stop.is_set():
+            raise Stopping
+        if not in_time:
+            text = f"{self._name}: still running after {self._timeout.total_seconds():g} s, ended{_last_line(tail)}"
+            raise Transient(text, reason=Reason.CONSUMER_TIMEOUT)
+        if process.returncode != 0:
+            text = f"{self._name}: {_status(process.returncode)}{_last_line(tail)}"
+            raise Transient(text, reason=Reason.CONSUMER_RESTART_FAILED)
+        return Ticket(consumer=self._name, restarted_at=started)
+
+    def check(self, ticket: Ticket) -> None:
+        """Nothing to see: a command that has ended says nothing of the consumer later on."""
+
+    def _environment(self) -> dict[str, str]:
+        return {name: os.environ[name] for name in INHERITED if name in os.environ} | self._env
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                self._argv,
+                cwd=self._cwd,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            raise self._missing(f"{exc.filename} does not exist, or what it needs to run does not") from exc
+        except PermissionError as exc:
+            raise Permanent(
+                f"{self._name}: {exc.filename} may not be executed", reason=Reason.CONSUMER_FORBIDDEN
+            ) from exc
+        except OSError as exc:
+            text = f"{self._name}: {self._argv[0]}: {os.strerror(exc.errno or 0)}"
+            kind = Permanent if exc.errno == errno.ENOEXEC else Transient
+            raise kind(text, reason=Reason.CONSUMER_RESTART_FAILED) from exc
+
+    def _missing(self, text: str) -> Permanent:
+        return Permanent(f"{self._name}: {text}", reason=Reason.CONSUMER_MISSING)
+
+
+def _follow(
+    process: subprocess.Popen[bytes], output: IO[bytes], timeout: float, stop: threading.Event
+) -> tuple[str, bool]:
+    """Read a process's output until it ends: the last 64 KiB, and whether it ended within `timeout` and before `stop`.
+
+    The end of the process counts, not of its output, which a child in the background may hold open.
+    """
+    chunks: deque[bytes] = deque()
+    deadline = time.monotonic() + timeout
+    os.set_blocking(output.fileno(), False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(output, selectors.EVENT_READ)
+        while process.poll() is None and (remaining := deadline - time.monotonic()) > 0 and not stop.is_set():
+            if selector.get_map():
+                selector.select(min(remaining, POLL))
+                if not _read(output, chunks):
+                    selector.unregister(output)
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(min(remaining, POLL))
+    in_time = process.poll() is not None
+    if not in_time:
+        _end(process)
+    _read(output, chunks)
+    return b"".join(chunks)[-KEPT:].decode("utf-8", "replace"), in_time
+
+
+def _read(output: IO[bytes], chunks: deque[bytes]) -> bool:
+    """Take what is there now, keep the last of it; False at the output's end."""
+    for _ in range(64):  # a program that never stops writing must not keep us from looking at the time
+        try:
+            chunk = os.read(output.fileno(), KEPT)
+        except BlockingIOError:
+            return True
+        if not chunk:
+            return False
+        chunks.append(chunk)
+        while sum(map(len, chunks)) - len(chunks[0]) >= KEPT:
+            chunks.popleft()
+    return True
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """TERM, and KILL a second later, for the whole process group."""
+    os.killpg(process.pid, signal.SIGTERM)  # not reaped yet, so the number is still its own
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _status(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+
+
+def _last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    return ": " + "".join(char if char.isprintable() else "?" for char in lines[-1][-SHOWN:])

@@ -1,0 +1,80 @@
+"""What the engine knows of a key from the configuration, wired to the adapters that serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from rotator.lifecycle import Limits
+from rotator.model import Identity, ProbeTarget, Secret
+from rotator.policy import Policy
+from rotator.ports import Consumer, Provider, Watch
+from rotator.templates import render
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerLink:
+    """One consumer of a key, and how it is proven to run on a new secret.
+
+    `open_watch` is None where the configuration names no proof: restarted is all that can be said then. `early`: the
+    watch needs no secret of the key's own, so that it is open before the old secret dies and sees its death.
+    `identified`: the watch knows this consumer by its client id; else two consumers need two different clients.
+    `periodic`: the evidence comes all the time (a heartbeat), so only what comes after the restart has ended counts.
+    """
+
+    consumer: Consumer
+    timeout: timedelta
+    settle: timedelta
+    open_watch: Callable[[Identity, Secret | None], Watch] | None = None
+    early: bool = True
+    identified: bool = False
+    periodic: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagedKey:
+    """One key as configured."""
+
+    name: str
+    provider: Provider
+    id: str
+    policy: Policy
+    limits: Limits
+    path: str
+    fields: Mapping[str, str]
+    probe: Callable[[Identity, Secret], ProbeTarget] | None = None
+    probe_interval: timedelta = timedelta(minutes=15)
+    consumers: tuple[ConsumerLink, ...] = ()
+    adopt_rotates: bool = False
+
+    def rendered(self, identity: Identity, secret: Secret, *, expires_at: datetime | None) -> dict[str, str]:
+        """The fields of the Vault secret, templates filled in."""
+        values = template_values(self, identity, secret, expires_at=expires_at)
+        return {field: render(template, values) for field, template in self.fields.items()}
+
+    def secret_of(self, data: Mapping[str, object] | None) -> Secret | None:
+        """The secret inside Vault's data: the value of the field whose template is just `{secret}`."""
+        for field, template in self.fields.items():
+            if template == "{secret}" and data is not None and isinstance(value := data.get(field), str) and value:
+                return Secret(value)
+        return None
+
+    def ours(self, data: Mapping[str, object] | None) -> dict[str, object]:
+        """Those of Vault's fields that this key writes."""
+        return {field: data[field] for field in self.fields if field in data} if data is not None else {}
+
+
+def template_values(
+    key: ManagedKey, identity: Identity, secret: Secret, *, expires_at: datetime | None
+) -> dict[str, str]:
+    """What the documented template names stand for."""
+    return {
+        "id": identity.id,
+        "username": identity.username,
+        "client_id": identity.client_id or "",
+        "secret": secret.reveal(),
+        "expires_at": expires_at.isoformat() if expires_at is not None else "",
+        "key": key.name,
+        "provider": key.provider.name,
+    }

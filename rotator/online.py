@@ -1,0 +1,100 @@
+"""`check --online`: every login, path, permission and broker, tried without changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from rotator.app import Parts, wire
+from rotator.clock import SystemClock
+from rotator.errors import Permanent, RotatorError
+from rotator.managed import ConsumerLink, ManagedKey
+from rotator.model import VERDICT_REASONS, Secret, UpstreamKey, Verdict
+from rotator.ports import Provider
+from rotator.reasons import Reason
+from rotator.settings import Settings
+from rotator.steps import find
+from rotator.verify import MqttProber
+
+
+def check_online(settings: Settings) -> list[dict[str, Any]]:
+    """One entry a check: `{"what": …, "ok": bool, "detail": …, "reason": name or None}`."""
+    with ExitStack() as stack:
+        parts = wire(settings, stack, SystemClock(), lambda _done: None)
+        return list(_checks(parts))
+
+
+def _checks(parts: Parts) -> Iterator[dict[str, Any]]:
+    listed: dict[str, Sequence[UpstreamKey]] = {}
+    for name, provider in parts.providers.items():
+        yield _tried(f"provider {name}", partial(_look, provider, listed))
+    yield _tried("vault", parts.store.ready, "reachable, unsealed, login accepted")
+    for name, consumer in parts.consumers.items():
+        yield _tried(f"consumer {name}", consumer.preflight, "can be restarted")
+    for key in parts.keys.values():
+        if key.provider.name in listed:
+            yield _listed(key, listed[key.provider.name])
+        check = partial(parts.store.preflight, key.path)
+        yield _tried(f"key {key.name}: Vault path {key.path}", check, "may be read and written")
+        yield _broker(key, parts)
+        for link in key.consumers:
+            if link.open_watch is not None and link.early:
+                yield _tried(
+                    f"key {key.name}: proof of {link.consumer.name}", partial(_watch, key, link), "can be seen"
+                )
+
+
+def _watch(key: ManagedKey, link: ConsumerLink) -> None:
+    """Raise when the account that reads the evidence can't read it."""
+    if link.open_watch is None:
+        return
+    watch = link.open_watch(key.provider.identity(key.id), None)
+    try:
+        if why := watch.healthy():
+            raise Permanent(why, reason=Reason.CONSUMER_NOT_CONFIRMED)
+    finally:
+        watch.close()
+
+
+def _look(provider: Provider, listed: dict[str, Sequence[UpstreamKey]]) -> None:
+    listed[provider.name] = provider.list_keys()
+
+
+def _tried(what: str, check: Callable[[], None], well: str = "login accepted, keys listed") -> dict[str, Any]:
+    try:
+        check()
+    except RotatorError as exc:
+        return {"what": what, "ok": False, "detail": f"{exc.message}. {exc.advice}", "reason": exc.reason.value}
+    return {"what": what, "ok": True, "detail": well, "reason": None}
+
+
+def _listed(key: ManagedKey, listed: Sequence[UpstreamKey]) -> dict[str, Any]:
+    upstream = find(listed, key.id)
+    what = f"key {key.name}: at {key.provider.name}"
+    if upstream is None:
+        return {"what": what, "ok": False, "detail": f"the id {key.id} is not listed", "reason": "key_unknown"}
+    if upstream.problem is not None:
+        return {"what": what, "ok": False, "detail": upstream.problem.value, "reason": upstream.problem.value}
+    expiry = upstream.expires_at.isoformat() if upstream.expires_at else "no expiry"
+    return {"what": what, "ok": True, "detail": f"listed, expires {expiry}", "reason": None}
+
+
+def _broker(key: ManagedKey, parts: Parts) -> dict[str, Any]:
+    """With the secret that Vault holds; where it holds none, whether the broker answers at all."""
+    what = f"key {key.name}: broker"
+    if key.probe is None:
+        return {"what": what, "ok": True, "detail": "no `verify`: new secrets will not be probed", "reason": None}
+    try:
+        held = key.secret_of(parts.store.read(key.path).data)
+    except RotatorError:
+        held = None
+    result = MqttProber().probe(key.probe(key.provider.identity(key.id), held or Secret("")))
+    if held is None:
+        reached = result.verdict is not Verdict.UNREACHABLE
+        words = "reachable; Vault holds no secret to try" if reached else result.detail
+        return {"what": what, "ok": reached, "detail": words, "reason": None if reached else "broker_unreachable"}
+    reason = VERDICT_REASONS[result.verdict]
+    detail = result.detail or result.verdict.value
+    return {"what": what, "ok": reason is None, "detail": detail, "reason": reason.value if reason else None}

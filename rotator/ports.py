@@ -1,0 +1,178 @@
+"""What the engine needs from the world, as Protocols. Adapters implement them; `app` wires them together.
+
+No verb returns a bare bool. All verbs may be repeated. Errors are only those of `rotator.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from rotator.model import (
+    Identity,
+    Issued,
+    ProbeResult,
+    ProbeTarget,
+    RequestDone,
+    RotationEvent,
+    Sighting,
+    StoredSecret,
+    Ticket,
+    UpstreamKey,
+)
+
+OnRequest = Callable[[RequestDone], None]
+Reveal = Callable[[], str]  # reads a secret reference when it is needed
+
+
+class Clock(Protocol):
+    """The only source of time."""
+
+    def now(self) -> datetime:
+        """The wall clock, aware, UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds of a clock that never steps."""
+        ...
+
+
+class Provider(Protocol):
+    """A platform that issues keys."""
+
+    @property
+    def name(self) -> str:
+        """The name in the configuration."""
+        ...
+
+    @property
+    def issue_deadline(self) -> timedelta:
+        """The total time that one issue call may take, login included."""
+        ...
+
+    def identity(self, id: str) -> Identity:
+        """What an id is at the broker (Haltian: the username is the id)."""
+        ...
+
+    def list_keys(self) -> Sequence[UpstreamKey]:
+        """All keys that this login sees.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+    def issue(self, identity: Identity) -> Issued:
+        """Have a new secret issued, in place. Never repeated inside: one call is one request.
+
+        Raises:
+            Transient, Permanent: nothing was issued.
+            UnknownOutcome: the request may have taken effect.
+            BadAnswer: an answer came that holds no usable secret.
+        """
+        ...
+
+    def close(self) -> None:
+        """Log out and give back connections; never raises."""
+        ...
+
+
+class Store(Protocol):
+    """Where fresh secrets go: one KV v2 mount."""
+
+    def ready(self) -> None:
+        """Raise a RotatorError when the store can't serve now: unreachable, sealed, login refused."""
+        ...
+
+    def preflight(self, path: str) -> None:
+        """Raise when this path could not be read and written now (reachability, token life, capabilities)."""
+        ...
+
+    def read(self, path: str) -> StoredSecret:
+        """The current version; `StoredSecret(version=0, data=None)` where nothing was ever written."""
+        ...
+
+    def put(self, path: str, fields: Mapping[str, str], *, expected: Mapping[str, str | None] | None = None) -> int:
+        """Make `fields` current at `path`, keep all other fields, and return the version that holds them.
+
+        Reads, merges, writes with `cas`; on a mismatch reads again. A current version that holds `fields` already
+        is returned as it is, so the call may be repeated after an unknown outcome.
+
+        Args:
+            path: the secret's path below the mount.
+            fields: field name → value, written as one version.
+            expected: what our own fields held when we last looked (None: absent). Where they now hold neither this
+                nor `fields`, somebody else wrote ours.
+
+        Raises: Conflict, Transient, Permanent.
+        """
+        ...
+
+    def renew(self) -> datetime | None:
+        """Keep the login alive; returns when the token ends, None for one that never does."""
+        ...
+
+    def close(self) -> None:
+        """Give back connections; never raises."""
+        ...
+
+
+class Prober(Protocol):
+    """The MQTT probe."""
+
+    def probe(self, target: ProbeTarget) -> ProbeResult:
+        """Connect, subscribe, leave. Never raises for what a broker or a network does."""
+        ...
+
+
+class Consumer(Protocol):
+    """What reads the secret and must be restarted."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    def preflight(self) -> None:
+        """Raise when a restart could not work (no such unit, no such program). Changes nothing."""
+        ...
+
+    def restart(self) -> Ticket:
+        """Restart it and wait until the restart went through.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+    def check(self, ticket: Ticket) -> None:
+        """Raise when what `ticket` restarted did not stay up. Changes nothing."""
+        ...
+
+
+class Watch(Protocol):
+    """Evidence that a consumer runs on a new secret, collected from before the restart on."""
+
+    def sightings(self) -> Sequence[Sighting]:
+        """All sightings so far, oldest first."""
+        ...
+
+    def losses(self) -> Sequence[Sighting]:
+        """When clients of the watched username were cut off, oldest first; empty where this can't be seen."""
+        ...
+
+    def wait(self, timeout: float) -> None:
+        """Return when something new was seen, or after `timeout` seconds."""
+        ...
+
+    def healthy(self) -> str:
+        """Empty while the watch sees everything; else why it may have missed something."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Observer(Protocol):
+    """Logs, metrics, history: equals that read one event each."""
+
+    def __call__(self, event: RotationEvent, /) -> None: ...

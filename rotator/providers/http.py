@@ -1,0 +1,177 @@
+"""The one HTTP piece that all providers share: one request, one total deadline, one `RequestDone`.
+
+What it settles once for all of them:
+
+- a failure before the request could leave is "nothing happened" (Transient); any later one is "it may have happened",
+  which is UnknownOutcome for a call that changes something and Transient for one that only looks (rule 9);
+- httpx's timeouts are for each connect, write and read; here they are cut to what is left of one deadline, and a
+  request whose turn comes after the deadline is not sent at all (rule 4 needs a real total);
+- an answer is never longer than `LONGEST_BODY`, unpacked;
+- no body, header or variable is logged.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import httpx
+
+from rotator.errors import RotatorError, Transient, UnknownOutcome
+from rotator.model import RequestDone
+from rotator.ports import Clock, OnRequest
+from rotator.reasons import Reason
+from rotator.timestamps import parse_http_date
+
+T = TypeVar("T")
+
+LONGEST_BODY: Final = 10 * 1024 * 1024  # bytes
+CONNECT_TIMEOUT: Final = 10.0  # seconds, for one address; a peer that is up answers a SYN much sooner
+
+# What httpx raises before a byte of the request has left (httpx docs, "Exceptions"). All else may have been sent.
+# A stale kept-alive connection is not among them: the peer may have read the request before it closed.
+NOT_SENT: Final = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+    httpx.InvalidURL,
+    httpx.CookieConflict,
+)
+# Every exception that httpx has: HTTPError's tree and the three that stand beside it.
+ALL_ERRORS: Final = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpAnswer:
+    """What came back: any status, whole body."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)  # lower-case names
+    body: bytes = field(repr=False)
+
+
+class TooLong(httpx.DecodingError):
+    """The answer is longer than `LONGEST_BODY`."""
+
+
+class Peer:
+    """Sends requests to one provider and reports each to `on_request`. Thread safe, as httpx.Client is.
+
+    Args:
+        name: the provider's name in the configuration, the `peer` of each `RequestDone`.
+        client: made once and kept; its own timeouts are not used.
+        clock: for deadlines (monotonic) and the peer's clock skew (now).
+        on_request: called once for each request, whatever came of it.
+    """
+
+    def __init__(self, name: str, *, client: httpx.Client, clock: Clock, on_request: OnRequest) -> None:
+        self._name = name
+        self._client = client
+        self._clock = clock
+        self._on_request = on_request
+
+    def post(
+        self,
+        url: str,
+        *,
+        operation: str,
+        json: object,
+        headers: Mapping[str, str],
+        deadline: float,
+        changes: bool,
+        read: Callable[[HttpAnswer], tuple[str, T]],
+    ) -> T:
+        """POST `json` and return what `read` makes of the whole answer, whatever its status.
+
+        Args:
+            operation: the metric's label.
+            deadline: on the clock's monotonic scale, in seconds; all of the call ends by then.
+            changes: whether the call changes something at the provider that can't be taken back.
+            read: takes the answer, returns the metric's `code` and the result; it must not raise. Without an answer the
+                code is the exception's name.
+
+        Raises:
+            Transient: nothing was sent; or, where `changes` is False, no whole answer came.
+            UnknownOutcome: `changes`, and no whole answer came to a request that may have been sent.
+        """
+        start, code, skew = self._clock.monotonic(), "unsent", None
+        try:
+            if deadline <= start:
+                raise httpx.ConnectTimeout("no time was left to send the request")
+            if self._client.is_closed:
+                raise httpx.ConnectError("the client is closed")
+            answer = self._exchange(url, json, headers, deadline)
+            skew = self._skew(answer, start)
+            code, result = read(answer)
+            return result
+        except ALL_ERRORS as exc:
+            code = type(exc).__name__
+            raise self._failure(exc, operation=operation, changes=changes) from exc
+        finally:
+            seconds = self._clock.monotonic() - start
+            self._on_request(RequestDone(peer=self._name, operation=operation, code=code, seconds=seconds, skew=skew))
+
+    def _exchange(self, url: str, json: object, headers: Mapping[str, str], deadline: float) -> HttpAnswer:
+        timeouts: dict[str, float] = {}
+        self._shrink(timeouts, deadline)
+
+        def before(event: str, _info: Mapping[str, Any]) -> None:
+            # httpcore reads `timeouts` anew in each phase, so this makes the phases' timeouts one total.
+            if not event.endswith(".started"):
+                return
+            left = self._shrink(timeouts, deadline)
+            if left <= 0 and event.endswith("send_request_headers.started"):
+                raise httpx.ConnectTimeout("the deadline passed before the request was sent")
+
+        request = self._client.build_request(
+            "POST", url, json=json, headers=headers, extensions={"timeout": timeouts, "trace": before}
+        )
+        response = self._client.send(request, stream=True)
+        try:
+            body = bytearray()
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > LONGEST_BODY:
+                    raise TooLong(f"the answer is longer than {LONGEST_BODY} bytes")
+                if self._clock.monotonic() > deadline:
+                    raise httpx.ReadTimeout("the deadline passed while the answer came")
+            return HttpAnswer(status=response.status_code, headers=dict(response.headers), body=bytes(body))
+        finally:
+            response.close()
+
+    def _shrink(self, timeouts: dict[str, float], deadline: float) -> float:
+        left = deadline - self._clock.monotonic()
+        wait = max(left, 0.001)  # zero would mean "do not wait" to a socket: an error that says nothing of time
+        timeouts.update(connect=min(wait, CONNECT_TIMEOUT), pool=wait, write=wait, read=wait)
+        return left
+
+    def _skew(self, answer: HttpAnswer, start: float) -> timedelta | None:
+        at = parse_http_date(answer.headers.get("date", ""))
+        if at is None:
+            return None
+        half = timedelta(seconds=(self._clock.monotonic() - start) / 2)  # the answer was made somewhere in between
+        return at - (self._clock.now() - half)
+
+    def _failure(self, exc: Exception, *, operation: str, changes: bool) -> RotatorError:
+        what = f"{self._name}: {operation}: {type(exc).__name__}"
+        if isinstance(exc, NOT_SENT):
+            return Transient(f"{what} before the request was sent", reason=Reason.PROVIDER_UNREACHABLE)
+        if changes:
+            return UnknownOutcome(f"{what}: the request may have taken effect")
+        if isinstance(exc, httpx.DecodingError):
+            return Transient(f"{what}: the answer can't be read", reason=Reason.PROVIDER_ANSWER_UNREADABLE)
+        return Transient(f"{what}: no whole answer came", reason=Reason.PROVIDER_UNREACHABLE)
+
+
+def make_client(*, verify: ssl.SSLContext | bool = True, connections: int = 32) -> httpx.Client:
+    """An httpx client fit for a provider: kept connections for a pool of threads, no redirects.
+
+    A redirect of a POST is followed by no rule that all servers share, so it is an error that names the status.
+    """
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    return httpx.Client(verify=verify, limits=limits, follow_redirects=False)

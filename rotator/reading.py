@@ -1,0 +1,53 @@
+"""The journal opened for reading only: what `status` and `history` say while no daemon runs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from rotator.control import NoSuchKey
+from rotator.journal.sqlite import SqliteJournal
+from rotator.settings import Settings
+from rotator.views import event_view, key_view, rotation_view
+
+
+class JournalReader:
+    """Answers the daemon's questions from the file alone (the same shapes as `control.Control`)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._journal = SqliteJournal(settings.state.url, read_only=True)
+
+    def keys(self) -> list[dict[str, Any]]:
+        """All configured keys that the journal knows."""
+        rotations, last, now = self._journal.open_rotations(), self._journal.last_events(), datetime.now(UTC)
+        return [
+            self._with_path(key_view(record, rotations.get(record.name), last.get(record.name), None, now))
+            for record in self._journal.all_keys()
+            if record.name in self._settings.keys
+        ]
+
+    def key(self, name: str) -> dict[str, Any]:
+        """One key with its history.
+
+        Raises: NoSuchKey.
+        """
+        record = self._journal.key(name)
+        if record is None or name not in self._settings.keys:
+            raise NoSuchKey(name)
+        history = self._journal.history(key=name, limit=50)
+        now = datetime.now(UTC)
+        view = key_view(record, self._journal.open_rotation(name), history[0] if history else None, None, now)
+        return self._with_path({**view, "held": None, "history": [event_view(event) for event in history]})
+
+    def rotations(self, key: str | None = None) -> list[dict[str, Any]]:
+        """The last rotations."""
+        return [rotation_view(rotation) for rotation in self._journal.recent_rotations(key=key)]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._journal.close()
+
+    def _with_path(self, view: dict[str, Any]) -> dict[str, Any]:
+        view["vault"]["path"] = self._settings.keys[view["name"]].vault.path
+        return view

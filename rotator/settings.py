@@ -1,0 +1,366 @@
+"""The configuration: YAML files and the environment in, frozen models out, every fault at once.
+
+`load` is the way in. `config/rotator.yaml` shows every setting with its default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from rotator.config_faults import add_faults, dotted
+from rotator.config_file import PREFIX, Tree, Where, overlay, read_files, walk
+from rotator.config_models import (
+    AppRoleAuth,
+    BrokerEvidence,
+    CommandConsumer,
+    Confirm,
+    Connection,
+    ConsumerSettings,
+    Delay,
+    HaltianProvider,
+    HeartbeatEvidence,
+    KeySettings,
+    Part,
+    ProviderSettings,
+    Rotate,
+    SystemdConsumer,
+    TokenAuth,
+    Vault,
+    VaultTarget,
+    Verify,
+    Window,
+    seconds,
+)
+from rotator.config_types import (
+    Duration,
+    Listen,
+    Name,
+    PositiveDuration,
+    SchemaWithDurations,
+    ShareOf,
+    SqliteUrl,
+    Text,
+    choice,
+    nearest,
+    split_address,
+)
+from rotator.durations import Share
+from rotator.errors import ConfigError
+from rotator.secret_refs import SecretRef, check
+
+__all__ = [
+    "AppRoleAuth",
+    "BrokerEvidence",
+    "CommandConsumer",
+    "Confirm",
+    "Connection",
+    "ConsumerSettings",
+    "Defaults",
+    "Delay",
+    "FileSeal",
+    "HaltianProvider",
+    "HeartbeatEvidence",
+    "Http",
+    "KeySettings",
+    "ProviderSettings",
+    "Rotate",
+    "Settings",
+    "State",
+    "SystemdConsumer",
+    "TokenAuth",
+    "Vault",
+    "VaultTarget",
+    "Verify",
+    "Window",
+    "json_schema",
+    "load",
+    "notices",
+]
+
+# The settings that may stand under `defaults` as well.
+FLEET_SETTINGS: Final = (
+    "shutdown_grace",
+    "watch",
+    "drift_interval",
+    "on_drift",
+    "on_conflict",
+    "max_due_share",
+)
+# Where CA files stand; `*` is any name.
+CA_POSITIONS: Final[tuple[Where, ...]] = (
+    ("vault", "ca_file"),
+    ("providers", "*", "ca_file"),
+    ("keys", "*", "verify", "ca_file"),
+    ("consumers", "*", "confirm", "broker", "ca_file"),
+    ("consumers", "*", "confirm", "heartbeat", "ca_file"),
+)
+# Where secret references stand; `*` is any name.
+SECRET_POSITIONS: Final[tuple[Where, ...]] = (
+    ("http", "admin_token"),
+    ("vault", "auth", "token"),
+    ("vault", "auth", "role_id"),
+    ("vault", "auth", "secret_id"),
+    ("providers", "*", "password"),
+    ("consumers", "*", "confirm", "broker", "password"),
+    ("consumers", "*", "confirm", "heartbeat", "password"),
+)
+
+
+class FileSeal(Part):
+    """The key that seals waiting secrets lies in a file; it is made at the first start."""
+
+    kind: Literal["file"] = "file"
+    path: Text = "state/seal.key"
+
+
+Seal = Annotated[FileSeal, choice("kind", ["file"], ["vault-transit"])]
+
+
+class State(Part):
+    """Where the journal lies. Relative paths are relative to the working directory."""
+
+    url: SqliteUrl = "sqlite:///state/rotator.db"
+    seal: Seal = FileSeal()
+
+    @property
+    def path(self) -> Path:
+        """The journal's file."""
+        return Path(self.url.removeprefix("sqlite:///"))
+
+
+class Http(Part):
+    """The listener of metrics, health, status page and admin API."""
+
+    listen: Listen = "127.0.0.1:9109"
+    admin_token: SecretRef | None = None
+
+    @property
+    def host(self) -> str:
+        """The address to bind, without brackets."""
+        return split_address(self.listen)[0]
+
+    @property
+    def port(self) -> int:
+        """The port to bind; 0 for any free one."""
+        return split_address(self.listen)[1]
+
+
+class Defaults(Part):
+    """What holds for all keys. All but `rotate` may stand at the top level too, where it wins."""
+
+    rotate: Rotate = Rotate()
+    shutdown_grace: Duration | None = None
+    watch: PositiveDuration | None = None
+    drift_interval: PositiveDuration | None = None
+    on_drift: Literal["alert", "restore"] | None = None
+    on_conflict: Literal["stop", "take_over"] | None = None
+    max_due_share: ShareOf | None = None
+
+
+class Settings(BaseSettings):
+    """The whole configuration. Make it with `load`, which merges files and environment and knows the lines."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, env_prefix=PREFIX, env_nested_delimiter="__"
+    )
+
+    # First, so that `keys` can be merged with it.
+    defaults: Defaults = Defaults()
+    mode: Literal["manage", "observe"] = "manage"
+    state: State = State()
+    http: Http = Http()
+    vault: Vault
+    providers: dict[Name, ProviderSettings] = {}
+    consumers: dict[Name, ConsumerSettings] = {}
+    keys: dict[Name, KeySettings] = {}
+    shutdown_grace: Duration = seconds(60)
+    watch: PositiveDuration = seconds(300)
+    drift_interval: PositiveDuration = seconds(900)
+    on_drift: Literal["alert", "restore"] = "alert"
+    on_conflict: Literal["stop", "take_over"] = "stop"
+    max_due_share: ShareOf = Share(0.1)
+    allow_insecure_files: bool = False
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` passes in: it has laid the environment over the files already (see config_file)."""
+        return (init_settings,)
+
+    @field_validator("keys")
+    @classmethod
+    def _merge_defaults(cls, keys: dict[str, KeySettings], info: ValidationInfo) -> dict[str, KeySettings]:
+        defaults = info.data.get("defaults", Defaults())
+        return {name: key.model_copy(update={"rotate": key.rotate.over(defaults.rotate)}) for name, key in keys.items()}
+
+
+def load(path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Settings:
+    """Read `path` and `keys.d/*.yaml` beside it, lay `ROTATOR__…` variables over them, and check all of it.
+
+    Args:
+        path: the main file. Faults name it, and what lies in keys.d, relative to its folder.
+        environ: the environment, for overrides and for `{env: …}` and `{credential: …}`.
+        secrets: also look whether each referenced secret can be read. Commands that only ask a running daemon need
+            none of them, and run where they are not (systemd's credentials belong to the service alone).
+
+    Raises: ConfigError with every fault that could be found, in the order of the lines.
+    """
+    tree = read_files(path)
+    settings = None
+    if tree.readable:
+        _tidy(tree)
+        overlay(tree, environ, top=Settings.model_fields, references=SECRET_POSITIONS)
+        _hoist_defaults(tree)
+        try:
+            settings = Settings(**tree.root)
+        except ValidationError as exc:
+            add_faults(tree, exc, Settings)
+        _check_references(tree)
+        if secrets:
+            _check_secrets(tree, environ)
+            _check_ca_files(tree)
+        _check_shared(tree)
+    if tree.faults or settings is None:
+        # Raised outside the `except`: pydantic's exception must not be chained, since it keeps the input.
+        raise ConfigError(tree.sorted_faults())
+    return settings
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of the main file, for editors. Durations and spans are strings."""
+    schema = Settings.model_json_schema(schema_generator=SchemaWithDurations)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "rotator.yaml"}
+
+
+def notices(settings: Settings) -> list[str]:
+    """What was set but has no effect in this version, or none on keys that are replaced in place."""
+    found = []
+    if settings.on_drift == "restore":
+        found.append("on_drift: restore has no effect in this version; drift is reported, as with `alert`")
+    if "max_due_share" in settings.model_fields_set:
+        found.append("max_due_share has no effect in this version")
+    for name, consumer in settings.consumers.items():
+        found += [
+            f"consumers.{name}.{option} has no effect on keys that are replaced in place: all restart at once"
+            for option in ("canary", "max_unavailable", "windows")
+            if getattr(consumer, option)
+        ]
+    for name, key in settings.keys.items():
+        found += [
+            f"keys.{name}.{option} has no effect on keys that are replaced in place"
+            for option in ("grace", "pair")
+            if getattr(key, option) is not None
+        ]
+    return found
+
+
+def _tidy(tree: Tree) -> None:
+    for name in [name for name in tree.root if name.startswith("_")]:
+        # BaseSettings would take `_env_file` and its like as orders to itself.
+        tree.fault(tree.place((name,)), f"unknown name `{name}`", "take it out")
+        del tree.root[name]
+    # `keys:` with nothing, or only comments, below it is an empty section and not a fault.
+    for name in ("state", "http", "providers", "consumers", "keys", "defaults"):
+        if name in tree.root and tree.root[name] is None:
+            tree.root[name] = {}
+
+
+def _hoist_defaults(tree: Tree) -> None:
+    defaults = tree.table("defaults")
+    for name in FLEET_SETTINGS:
+        if name in defaults and name not in tree.root:
+            tree.root[name] = defaults.pop(name)
+            tree.move(("defaults", name), (name,))
+
+
+def _check_references(tree: Tree) -> None:
+    """Every provider and consumer that a key names must be there."""
+    for key, settings in _keys(tree):
+        provider = settings.get("provider")
+        if isinstance(provider, str):
+            _check_known(tree, ("keys", key, "provider"), provider, "provider")
+        consumers = settings.get("consumers")
+        for index, name in enumerate(consumers if isinstance(consumers, list) else []):
+            if isinstance(name, str):
+                _check_known(tree, ("keys", key, "consumers", index), name, "consumer")
+            if settings.get("verify") is None:
+                _check_evidence(tree, key, name)
+
+
+def _check_evidence(tree: Tree, key: str, consumer: object) -> None:
+    """Evidence is looked for at a broker, and only `verify` or `confirm` itself can say at which."""
+    settings = tree.table("consumers").get(consumer) if isinstance(consumer, str) else None
+    confirm = settings.get("confirm") if isinstance(settings, dict) else None
+    for kind, evidence in confirm.items() if isinstance(confirm, dict) else ():
+        if isinstance(evidence, str) or (isinstance(evidence, dict) and evidence.get("host") is None):
+            where = ("consumers", str(consumer), "confirm", kind)
+            text = f"{dotted(where)} names no host, and keys.{key} has no `verify` to take it from"
+            tree.fault(tree.place(where), text, "give one of them a `host`")
+
+
+def _check_known(tree: Tree, where: Where, name: str, what: str) -> None:
+    known = tree.table(f"{what}s")
+    if name not in known:
+        hint = nearest(name, known) or (f"known are {', '.join(known)}" if known else f"there are no {what}s at all")
+        tree.fault(tree.place(where), f"{dotted(where)}: there is no {what} `{name}`", hint)
+
+
+def _check_secrets(tree: Tree, environ: Mapping[str, str]) -> None:
+    """Every reference to a secret must be readable; those that are no references were refused by the models."""
+    allow = str(tree.root.get("allow_insecure_files", False)).lower() in ("true", "1", "yes", "on")
+    adapter: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
+    for where, value in walk(tree, SECRET_POSITIONS):
+        try:
+            ref = adapter.validate_python(value)
+        except ValidationError:
+            continue
+        if (fault := check(ref, environ=environ, allow_insecure_files=allow)) is not None:
+            hint = None if "chmod" in fault else "put the secret there, or correct the reference"
+            tree.fault(tree.place(where), f"{dotted(where)}: {fault}", hint)
+
+
+def _check_ca_files(tree: Tree) -> None:
+    """A CA file that is not there would be found at the first connection only, as an error of some library."""
+    for where, value in walk(tree, CA_POSITIONS):
+        if isinstance(value, str) and value and not os.access(value, os.R_OK):
+            tree.fault(tree.place(where), f"{dotted(where)}: there is no readable file {value}", None)
+
+
+def _check_shared(tree: Tree) -> None:
+    """Two entries must not be one key at the provider, nor write one field of Vault: each would undo the other."""
+    identities: dict[tuple[str, str], Where] = {}
+    fields: dict[tuple[str, str], Where] = {}
+    for key, settings in _keys(tree):
+        provider, identity = settings.get("provider"), settings.get("id")
+        if isinstance(provider, str) and isinstance(identity, str):
+            _check_first(tree, identities, (provider, identity), ("keys", key, "id"), "is the same key as")
+        vault = settings.get("vault")
+        if not isinstance(vault, dict) or not isinstance(vault.get("path"), str):
+            continue
+        for field in vault["fields"] if isinstance(vault.get("fields"), dict) else ():
+            where = ("keys", key, "vault", "fields", field)
+            _check_first(tree, fields, (vault["path"], field), where, "writes the same Vault field as")
+
+
+def _check_first(
+    tree: Tree, seen: dict[tuple[str, str], Where], what: tuple[str, str], where: Where, text: str
+) -> None:
+    first = seen.setdefault(what, where)
+    if first != where:
+        tree.fault(tree.place(where), f"{dotted(where)} {text} {dotted(first)}", f"first at {tree.place(first)}")
+
+
+def _keys(tree: Tree) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((name, key) for name, key in tree.table("keys").items() if isinstance(key, dict))

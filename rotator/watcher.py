@@ -1,0 +1,279 @@
+"""Looking without touching: the providers' lists, what Vault holds, whether the broker still lets the secrets in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import structlog
+
+from rotator.engine import Engine
+from rotator.errors import RotatorError
+from rotator.keys import KeyRecord, observed, scheduled
+from rotator.lifecycle import backoff
+from rotator.managed import ManagedKey
+from rotator.model import VERDICT_REASONS, Identity, RotationEvent, Step, UpstreamKey, Verdict
+from rotator.ports import Provider
+from rotator.reasons import Reason
+from rotator.steps import failure
+
+log = structlog.get_logger(__name__)
+
+# A provider or a Vault that is down is asked again this soon, so that work goes on as soon as it is back.
+ASK_AGAIN_AT_MOST = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """What the last look at a peer said: no reason means that it answered."""
+
+    reason: Reason | None = None
+    detail: str = ""
+    failures: int = 0
+    next_look: float | None = None  # by the clock that never steps
+
+
+_NOT_YET = Health(detail="not looked at yet", reason=Reason.NOT_DUE)
+
+
+class Watcher:
+    """Keeps the keys' records in step with the world."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        providers: Mapping[str, Provider],
+        *,
+        watch: timedelta,
+        drift_interval: timedelta,
+    ) -> None:
+        self._engine = engine
+        self._world = engine.world
+        self._providers = dict(providers)
+        self._watch = watch
+        self._drift_interval = drift_interval
+        self._lock = threading.Lock()
+        self._health: dict[str, Health] = dict.fromkeys([*providers, "vault"], _NOT_YET)
+        self._stored: dict[str, float] = {}
+        self._token_ends: datetime | None = None
+
+    # --- health ----------------------------------------------------------------------------------------------
+
+    def health(self) -> dict[str, Health]:
+        """The last word of each peer: providers by name, and `vault`."""
+        with self._lock:
+            return dict(self._health)
+
+    @property
+    def token_ends_at(self) -> datetime | None:
+        """When the Vault token ends; None for one that never does, or before the first login."""
+        return self._token_ends
+
+    # --- providers -------------------------------------------------------------------------------------------
+
+    def look_at_providers(self) -> None:
+        """Look at the list of each provider whose time has come."""
+        for name in self._providers:
+            if self._is_time(name) and not self._world.stop.is_set():
+                self.look_at_provider(name)
+
+    def look_at_provider(self, name: str) -> None:
+        """Take one provider's list over into the records of its keys."""
+        if self._engine.holds.until(name) is not None:
+            return
+        try:
+            listed = self._providers[name].list_keys()
+        except RotatorError as exc:
+            self._engine.holds.failed(name, failure(exc))
+            self._failed(name, exc, Step.LOOK)
+            return
+        self._engine.holds.answered(name)
+        self._well(name, self._watch)
+        by_id = {upstream.id: upstream for upstream in listed}
+        for key in self._engine.keys.values():
+            if self._world.stop.is_set():
+                return
+            if key.provider.name == name:
+                self._observe(key, by_id)
+
+    def _observe(self, key: ManagedKey, listed: Mapping[str, UpstreamKey]) -> None:
+        now = self._world.clock.now()
+        rotation = self._world.journal.open_rotation(key.name)
+        in_flight = rotation is not None and rotation.issues > 0
+        before = self._world.journal.key(key.name)
+        if before is None:
+            return
+        upstream, draw = listed.get(before.id), self._engine.draw()
+
+        def change(old: KeyRecord | None) -> KeyRecord:
+            record = observed(old if old is not None else before, upstream, now, in_flight=in_flight)
+            record = scheduled(record, key.policy, draw)
+            # a changed due date, problem or first look is a reason for the engine to look at the key now
+            stirred = (record.rotate_at, record.problem) != (before.rotate_at, before.problem) or not before.listed_at
+            return replace(record, wake_at=now) if stirred else record
+
+        after = self._world.journal.save(key=key.name, change=change)
+        if after is not None:
+            self._tell_changes(key, before, after)
+
+    def _tell_changes(self, key: ManagedKey, before: KeyRecord, after: KeyRecord) -> None:
+        """Once for each change, not at every look."""
+        if after.problem is not before.problem:
+            self._event(key, "problem", after.problem, "" if after.problem else "the problem is gone")
+        if after.drift is not before.drift:
+            self._event(key, "drift", after.drift, "" if after.drift else "the drift is gone")
+
+    # --- Vault -----------------------------------------------------------------------------------------------
+
+    def keep_vault_login(self) -> None:
+        """Renew the token in time, and notice a Vault that went away or came back."""
+        if not self._is_time("vault"):
+            return
+        try:
+            self._world.store.ready()
+            self._token_ends = self._world.store.renew()
+        except RotatorError as exc:
+            self._failed("vault", exc, Step.PROMOTE)
+            return
+        self._well("vault", timedelta(seconds=10))
+
+    def look_at_vault(self) -> None:
+        """Read what Vault holds for each key: at first contact, and every `drift_interval`."""
+        now = self._world.clock.monotonic()
+        for key in self._engine.keys.values():
+            if self._world.stop.is_set():
+                return
+            last = self._stored.get(key.name)
+            if last is not None and now - last < self._drift_interval.total_seconds():
+                continue
+            if self.health()["vault"].reason is not None or not self._look_at_secret(key):
+                return  # Vault is away: the next round begins here again
+
+    def _look_at_secret(self, key: ManagedKey) -> bool:
+        record = self._world.journal.key(key.name)
+        if record is None or self._world.journal.open_rotation(key.name) is not None:
+            return True
+        try:
+            stored = self._world.store.read(key.path)
+        except RotatorError as exc:
+            log.warning("vault_read_failed", key=key.name, reason=exc.reason.value, error=exc.message)
+            return exc.reason not in {Reason.VAULT_UNREACHABLE, Reason.VAULT_SEALED}
+        now = self._world.clock.now()
+        self._stored[key.name] = self._world.clock.monotonic()
+        held, ours = key.secret_of(stored.data), key.ours(stored.data)
+        fingerprint = self._world.fingerprints.of(ours)
+
+        def change(old: KeyRecord | None) -> KeyRecord:
+            known = old if old is not None else record
+            if (known.vault_version, known.last_issue_at) != (record.vault_version, record.last_issue_at):
+                return known  # a rotation promoted in the meantime: this look is old
+            fields = tuple(sorted(key.fields))
+            # Nothing to compare with: the first look, or the configuration maps other fields now.
+            first = known.fingerprint is None or known.fields != fields
+            if held is not None and first:
+                known = replace(
+                    known, adopted=True, fingerprint=fingerprint, fields=fields, vault_version=stored.version
+                )
+            elif first:
+                known = replace(known, adopted=False)
+            else:
+                drifted = fingerprint != known.fingerprint
+                gone = Reason.VAULT_DRIFT if drifted else None
+                known = replace(known, drift=gone if known.drift in {None, Reason.VAULT_DRIFT} else known.drift)
+            return replace(known, wake_at=now) if known.adopted != record.adopted else known
+
+        after = self._world.journal.save(key=key.name, change=change)
+        if after is None:
+            return True
+        self._tell_changes(key, record, after)
+        if after.adopted is False and record.adopted is None:
+            self._event(key, "waiting", Reason.WAITING_FOR_ADOPTION, f"Vault holds no secret at {key.path}")
+        return True
+
+    # --- the broker ------------------------------------------------------------------------------------------
+
+    def probe_secrets(self) -> None:
+        """Probe the current secrets that are due for it; a verdict that changed is told once."""
+        for key in self._engine.keys.values():
+            if self._world.stop.is_set():
+                return
+            record = self._world.journal.key(key.name)
+            if key.probe is None and record is not None and record.verdict is not None:
+                self._forget_verdict(record)
+            if key.probe is None or record is None or record.adopted is not True:
+                continue
+            now = self._world.clock.now()
+            if record.probed_at is not None and timedelta(0) <= now - record.probed_at < key.probe_interval:
+                continue
+            if self.health()["vault"].reason is None and self._world.journal.open_rotation(key.name) is None:
+                self._probe(key, record, now)
+
+    def _forget_verdict(self, record: KeyRecord) -> None:
+        """`verify` was taken out of the configuration: an old refusal is no one's business any more."""
+        self._world.journal.save(key=record.name, change=lambda old: replace(old or record, verdict=None))
+
+    def _probe(self, key: ManagedKey, record: KeyRecord, now: datetime) -> None:
+        try:
+            secret = key.secret_of(self._world.store.read(key.path).data)
+        except RotatorError:
+            return  # `look_at_vault` and `keep_vault_login` tell that story
+        if secret is None or key.probe is None:
+            return
+        identity: Identity = key.provider.identity(record.id)
+        result = self._world.prober.probe(key.probe(identity, secret))
+        if self._world.journal.open_rotation(key.name) is not None:
+            return  # the secret is being replaced: this look is old
+
+        def change(old: KeyRecord | None) -> KeyRecord:
+            known = old if old is not None else record
+            return (
+                known
+                if known.last_issue_at != record.last_issue_at
+                else replace(known, verdict=result.verdict, probed_at=now)
+            )
+
+        after = self._world.journal.save(key=key.name, change=change)
+        if after is None or after.last_issue_at != record.last_issue_at:
+            return
+        if result.verdict is not record.verdict and (record.verdict or result.verdict is not Verdict.ACCEPTED):
+            self._event(key, "probe", VERDICT_REASONS[result.verdict], result.detail)
+
+    # --- inside ----------------------------------------------------------------------------------------------
+
+    def _is_time(self, peer: str) -> bool:
+        at = self.health()[peer].next_look
+        return at is None or self._world.clock.monotonic() >= at
+
+    def _well(self, peer: str, interval: timedelta) -> None:
+        with self._lock:
+            before = self._health[peer]
+            self._health[peer] = Health(next_look=self._world.clock.monotonic() + interval.total_seconds())
+        if before.failures:
+            log.info("peer_is_back", peer=peer, failures=before.failures)
+
+    def _failed(self, peer: str, error: RotatorError, step: Step) -> None:
+        with self._lock:
+            before = self._health[peer]
+            delay = min(ASK_AGAIN_AT_MOST, backoff(step, error.reason, before.failures, self._engine.draw()))
+            self._health[peer] = Health(
+                reason=error.reason,
+                detail=error.message,
+                failures=before.failures + 1,
+                next_look=self._world.clock.monotonic() + delay.total_seconds(),
+            )
+        if before.reason is not error.reason:
+            log.warning("peer_failed", peer=peer, reason=error.reason.value, error=error.message, advice=error.advice)
+
+    def _event(self, key: ManagedKey, name: str, reason: Reason | None, detail: str) -> None:
+        event = RotationEvent(
+            at=self._world.clock.now(),
+            key=key.name,
+            provider=key.provider.name,
+            name=name,
+            reason=reason,
+            detail=detail,
+        )
+        self._world.journal.save(history=[event])
+        self._engine.emit(event)

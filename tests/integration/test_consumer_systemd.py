@@ -1,0 +1,231 @@
+"""Consumers that are systemd units, under a real systemd (tests/tools/systemd-sandbox)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rotator.clock import SystemClock
+from rotator.consumers.systemd import SystemdConsumer
+from rotator.errors import Transient
+from rotator.model import Ticket
+from rotator.reasons import Reason
+
+ROOT = Path(__file__).parents[2]
+SANDBOX = ROOT / "tests" / "tools" / "systemd-sandbox"
+CASES = [
+    *("good", "stopped", "restarted_by_others", "no_binary", "never_ready", "crash_at_start", "crash_later"),
+    *("crash_and_restart", "missing", "no_suffix", "masked", "broken_file", "refuses", "dependency", "hangs_in_stop"),
+    *("job_timeout", "reloads", "cannot_reload", "reload_or_restart", "target", "user", "forbidden"),
+]
+
+
+@pytest.fixture(scope="module")
+def cases() -> Iterator[dict[str, Any]]:
+    """What came of every case of systemd_case.py, from one boot of the sandbox."""
+    assert os.geteuid() == 0, "these tests need root, to boot a systemd of their own"
+    for program in ("/usr/lib/systemd/systemd", "/usr/bin/dbus-daemon"):
+        assert Path(program).exists(), f"install the Debian packages systemd and dbus: {program} is missing"
+    folder = ROOT / ".sandbox-tests" / f"consumer-{os.getpid()}"
+    folder.mkdir(parents=True)
+    try:
+        inside = Path(__file__).with_name("systemd_case.py")
+        command = [str(SANDBOX), sys.executable, str(inside), *CASES]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        yield json.loads(done.stdout.splitlines()[-1])  # the lines before it are logs
+    finally:
+        shutil.rmtree(folder)
+
+
+def raised(outcome: dict[str, Any]) -> tuple[str, str]:
+    """An outcome's error and reason; both empty where all went well."""
+    return outcome["error"], outcome["reason"]
+
+
+WELL = ("", "")
+MISSING = ("Permanent", Reason.CONSUMER_MISSING.value)
+UNABLE = ("Permanent", Reason.CONSUMER_RESTART_FAILED.value)
+FAILED = ("Transient", Reason.CONSUMER_RESTART_FAILED.value)
+TIMEOUT = ("Transient", Reason.CONSUMER_TIMEOUT.value)
+CRASHED = ("Transient", Reason.CONSUMER_CRASHED.value)
+FORBIDDEN = ("Permanent", Reason.CONSUMER_FORBIDDEN.value)
+
+
+def test_restarted(cases: dict[str, Any]) -> None:
+    """A unit is restarted: a new process, its marks in the ticket, and it stayed up."""
+    case = cases["good"]
+    assert [raised(case[verb]) for verb in ("preflight", "restart", "check")] == [WELL] * 3
+    marks = case["restart"]["marks"]
+    assert marks["main_pid"] != int(case["before"])
+    assert marks["n_restarts"] == 0
+    assert len(marks["invocation_id"]) == 32
+    assert case["marks"]["main_pid"] == int(case["pid"])
+    assert 0 <= case["restart"]["restarted_at"] - case["called"] < 5
+
+
+def test_stopped_unit_is_started(cases: dict[str, Any]) -> None:
+    """A unit that was not running runs after it."""
+    assert raised(cases["stopped"]["restart"]) == WELL
+
+
+def test_restarted_by_somebody_else(cases: dict[str, Any]) -> None:
+    """A process that is not the one of the ticket is told."""
+    assert raised(cases["restarted_by_others"]) == CRASHED
+    assert "another process" in cases["restarted_by_others"]["message"]
+
+
+@pytest.mark.parametrize("name", ["no_binary", "never_ready"])
+def test_fails_to_start(cases: dict[str, Any], name: str) -> None:
+    """A unit whose start systemd itself finds failed fails the restart with the job's result."""
+    assert raised(cases[name]["preflight"]) == WELL
+    assert raised(cases[name]["restart"]) == FAILED
+    assert "`failed`" in cases[name]["restart"]["message"]
+
+
+def test_crash_at_start(cases: dict[str, Any]) -> None:
+    """A Type=simple unit that dies at once is told by the restart or by the first looks after it."""
+    assert raised(cases["crash_at_start"]) == CRASHED
+
+
+def test_crash_later(cases: dict[str, Any]) -> None:
+    """A unit that dies a second later was well at first, and is found dead."""
+    case = cases["crash_later"]
+    assert (case["verb"], case["first"]) == ("check", "")
+    assert raised(case) == CRASHED
+    assert "failed (failed, exit-code)" in case["message"]
+
+
+def test_crash_and_restart(cases: dict[str, Any]) -> None:
+    """A unit that systemd keeps starting is active each time, and its counter tells."""
+    case = cases["crash_and_restart"]
+    assert (case["verb"], case["first"]) == ("check", "")
+    assert raised(case) == CRASHED
+
+
+@pytest.mark.parametrize("name", ["missing", "no_suffix", "masked"])
+def test_missing(cases: dict[str, Any], name: str) -> None:
+    """A unit that isn't there, has no proper name, or is masked is found before, and at, the restart."""
+    assert [raised(cases[name][verb]) for verb in ("preflight", "restart")] == [MISSING, MISSING]
+
+
+@pytest.mark.parametrize("name", ["broken_file", "refuses", "cannot_reload"])
+def test_unable(cases: dict[str, Any], name: str) -> None:
+    """A unit that can't be loaded, or does not allow what is asked, is found before, and at, the restart."""
+    assert [raised(cases[name][verb]) for verb in ("preflight", "restart")] == [UNABLE, UNABLE]
+
+
+def test_dependency(cases: dict[str, Any]) -> None:
+    """A unit whose requirement fails is told so."""
+    assert raised(cases["dependency"]["restart"]) == FAILED
+    assert "`dependency`" in cases["dependency"]["restart"]["message"]
+
+
+def test_hangs_in_stop(cases: dict[str, Any]) -> None:
+    """A unit that does not stop costs no more than the timeout."""
+    restart = cases["hangs_in_stop"]["restart"]
+    assert raised(restart) == TIMEOUT
+    assert 0.9 < restart["seconds"] < 3
+
+
+def test_job_timeout(cases: dict[str, Any]) -> None:
+    """A job that systemd itself gives up is a timeout."""
+    assert raised(cases["job_timeout"]["restart"]) == TIMEOUT
+
+
+def test_reload(cases: dict[str, Any]) -> None:
+    """A reload leaves the process as it is."""
+    case = cases["reloads"]
+    assert [raised(case[verb]) for verb in ("preflight", "restart", "check")] == [WELL] * 3
+    assert case["restart"]["marks"]["main_pid"] == int(case["pid"])
+
+
+def test_reload_or_restart(cases: dict[str, Any]) -> None:
+    """A unit that can't reload is restarted where either is well."""
+    assert raised(cases["reload_or_restart"]["restart"]) == WELL
+
+
+def test_a_unit_without_a_process(cases: dict[str, Any]) -> None:
+    """A target has no process: its invocation is all that marks it."""
+    assert cases["target"]["marks"] == ["invocation_id"]
+    assert raised(cases["target"]["check"]) == WELL
+
+
+def test_user_scope(cases: dict[str, Any]) -> None:
+    """The user's own manager is another one than the system's."""
+    case = cases["user"]
+    assert [raised(case[verb]) for verb in ("preflight", "restart", "system")] == [WELL, WELL, MISSING]
+
+
+def test_forbidden(cases: dict[str, Any]) -> None:
+    """A user whom polkit does not let restart units may look, and is refused."""
+    assert [raised(cases["forbidden"][verb]) for verb in ("preflight", "restart")] == [WELL, FORBIDDEN]
+
+
+def consumer(scope: str = "system") -> SystemdConsumer:
+    """A consumer on this machine, where no systemd is asked."""
+    return SystemdConsumer(
+        "ingest", unit="ingest.service", scope=scope, timeout=timedelta(seconds=2), clock=SystemClock()
+    )
+
+
+@pytest.mark.parametrize("address", ["unix:path=/no/such/socket", "tcp:host=127.0.0.1,port=1", "nonsense"])
+def test_no_bus(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Without a D-Bus every verb says so, and is worth another try."""
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", address)
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", address)
+    ticket = Ticket(consumer="ingest", restarted_at=SystemClock().now())
+    for subject in (consumer(), consumer("user")):
+        for verb in (subject.preflight, subject.restart, partial(subject.check, ticket)):
+            with pytest.raises(Transient, match="no D-Bus of the") as failed:
+                verb()
+            assert failed.value.reason is Reason.CONSUMER_RESTART_FAILED
+
+
+@pytest.mark.parametrize("answers", [[], [b"OK 0123456789abcdef0123456789abcdef\r\n"]], ids=["deaf", "no greeting"])
+def test_silent_bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answers: list[bytes]) -> None:
+    """A bus that takes the connection and says nothing holds nobody up for long."""
+    monkeypatch.setattr("rotator.consumers.systemd.LOOK", 0.3)
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/bus")
+    over = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            for answer in answers:
+                connection.recv(1024)
+                connection.sendall(answer)
+            over.wait(20)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path}/bus")
+        listener.listen()
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(Transient) as failed:
+            consumer().restart()
+        took = time.monotonic() - began
+        over.set()
+        thread.join(10)
+    assert failed.value.reason is Reason.CONSUMER_RESTART_FAILED
+    assert took < 2
+
+
+def test_unknown_settings() -> None:
+    """A scope or an action that does not exist is refused where the consumer is made."""
+    with pytest.raises(ValueError, match="no such"):
+        consumer("galaxy")
