@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/dev.txt
 
-.PHONY: help venv run test check lint types unit packages lock clean
+.PHONY: help venv run test soak check lint types unit bench packages lock clean
 
 help:
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -28,8 +28,14 @@ packages: ## install the Debian packages that the tests need, or name the missin
 test: $(STAMP) packages ## every test
 	$(BIN)/python -m pytest
 
+soak: $(STAMP) packages ## kill the daemon 1,000 times; SEED=… repeats one, KILLS=… makes it shorter
+	PYTHONPATH=tests $(BIN)/python tests/acceptance/soak.py
+
 unit: $(STAMP) ## the tests that need no server
 	$(BIN)/python -m pytest tests/unit
+
+bench: $(STAMP) ## measure the engine's overhead; prints the machine and the figures
+	$(BIN)/python tests/benchmarks/bench_engine.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from datetime import datetime
 
-from rotator.keys import ConsumerFacts, KeyRecord, scheduled
-from rotator.lifecycle import ConfirmDone, IssueDone, Outcome, RestartDone, Rotation, backoff
+from rotator.frozen import replace
+from rotator.keys import ConsumerFacts, KeyRecord, last_chance, past, scheduled
+from rotator.lifecycle import backoff
 from rotator.managed import ManagedKey
-from rotator.model import Result, RotationEvent, Step
+from rotator.model import Result, RotationEvent, Step, Strategy
 from rotator.reasons import Reason
+from rotator.rotation import ConfirmDone, IssueDone, Outcome, RestartDone, Rotation
 
 
 def _consumers_after(record: KeyRecord, rotation: Rotation) -> dict[str, ConsumerFacts]:
@@ -33,8 +34,7 @@ def key_after(
     failed = rotation.reason is not None and rotation.reason is not Reason.EXPIRY_IMPLAUSIBLE
     if failed:
         record = replace(record, failures=record.failures + 1, last_reason=rotation.reason, last_detail=rotation.detail)
-    if rotation.answered_at is not None and record.last_issue_at != rotation.answered_at:
-        record = scheduled(_after_answer(record, key, rotation, rotation.answered_at), key.policy, draw)
+    record = _dated(record, key, rotation, draw)
     if rotation.vault_version is not None:
         record = replace(
             record,
@@ -44,8 +44,10 @@ def key_after(
             adopted=True,
         )
     record = replace(record, consumers=_consumers_after(record, rotation))
-    if rotation.step in {Step.SETTLE, Step.FINISH}:
+    if rotation.step in {Step.SETTLE, Step.FINISH} or rotation.result is Result.ROLLED_BACK:
         record = replace(record, gap_started_at=None)
+    if rotation.result is not None:
+        record = replace(record, vouched=())
     if rotation.result is Result.SUCCEEDED:
         return replace(
             record,
@@ -64,17 +66,52 @@ def key_after(
     return record
 
 
+def _dated(record: KeyRecord, key: ManagedKey, rotation: Rotation, draw: float) -> KeyRecord:
+    """Whose dates and identity count: the new ones from the answer on (replace: from the promote on), the old ones
+    again after a way back."""
+    answered = rotation.answered_at
+    if answered is None:
+        return record
+    if record.last_issue_at != answered:
+        record = replace(record, last_issue_at=answered)
+    replaced = rotation.strategy is Strategy.REPLACE
+    if rotation.reverted:
+        applied = f"{rotation.id}/back"
+        if record.applied == applied:
+            return record
+        record = replace(
+            record,
+            applied=applied,
+            id=rotation.identity.id,
+            identity=rotation.identity,
+            issued_at=rotation.issued_before or record.issued_at,
+            expires_at=rotation.expired_before,
+            last_chance_used=False,
+        )
+        chance = last_chance(record)  # one that has come and gone is not given again
+        record = replace(record, last_chance_used=chance is not None and past(chance, answered))
+        return scheduled(record, key.policy, draw)
+    applied = f"{rotation.id}/{rotation.answers}"
+    if record.applied == applied or (replaced and rotation.promoted_at is None):
+        return record
+    return scheduled(replace(_after_answer(record, key, rotation, answered), applied=applied), key.policy, draw)
+
+
 def _after_answer(record: KeyRecord, key: ManagedKey, rotation: Rotation, answered_at: datetime) -> KeyRecord:
+    new = rotation.new_identity
+    if new is not None:
+        ids = tuple(dict.fromkeys((*(record.ids or (record.id,)), new.id)))
+        record = replace(record, id=new.id, identity=new, ids=ids)
+    dead = rotation.died_at is not None and bool(key.consumers)
     return replace(
         record,
-        last_issue_at=answered_at,
         issued_at=rotation.new_issued_at or answered_at,
         expires_at=rotation.new_expires_at,
         expiry_source=rotation.expiry_source,
         implausible=not rotation.plausible,
-        gap_started_at=record.gap_started_at or answered_at if key.consumers else None,
-        drift=None,
         last_chance_used=False,
+        gap_started_at=record.gap_started_at or answered_at if dead else None,
+        drift=None,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTO
 from starlette.applications import Starlette
 
 from rotator.clock import SystemClock
-from rotator.config_models import BrokerEvidence, Confirm, KeySettings, SystemdConsumer, Verify
+from rotator.config_models import (
+    BrokerEvidence,
+    Confirm,
+    KeySettings,
+    MosquittoProvider,
+    ProviderSettings,
+    SystemdConsumer,
+    Verify,
+)
 from rotator.config_models import TokenAuth as TokenLogin
 from rotator.config_models import Window as WindowSettings
 from rotator.confirmation import Confirmations, WatchMaker
@@ -23,25 +32,23 @@ from rotator.consumers import KINDS
 from rotator.control import Control
 from rotator.daemon import Daemon
 from rotator.engine import Engine
-from rotator.errors import JournalFailed
-from rotator.journal.seal import Fingerprints, Seal, load_seal
 from rotator.journal.spool import Spool
 from rotator.journal.sqlite import SqliteJournal, database_path, locked
-from rotator.keys import KeyRecord
-from rotator.lifecycle import Limits
 from rotator.logs import EventLog
 from rotator.managed import ConsumerLink, ManagedKey, template_values
 from rotator.metrics import Metrics, StateCollector
-from rotator.model import Identity, ProbeTarget, RequestDone, Result, Secret
+from rotator.model import Identity, ProbeTarget, RequestDone, Secret
 from rotator.policy import Policy, Window
 from rotator.ports import Clock, Consumer, OnRequest, Provider, Store
 from rotator.providers import PROVIDERS, make_client
-from rotator.reasons import Reason
+from rotator.rotation import Limits
+from rotator.sealing import open_seal
 from rotator.secret_refs import reveal
 from rotator.settings import Settings
 from rotator.steps import World
 from rotator.stores.vault import VaultStore
 from rotator.stores.vault_login import AppRoleAuth, TokenAuth
+from rotator.taking_up import introduce, take_back
 from rotator.templates import render
 from rotator.verify import MqttProber
 from rotator.watcher import Watcher
@@ -50,8 +57,6 @@ from rotator.web.server import Listener, bind_tcp, bind_unix
 
 # An issue call may need a login, the call itself, and after a 401 both once more; `timeout` is what one may take.
 REQUESTS_IN_A_CALL = 3
-_FINGERPRINT_KEY = "fingerprint_key"
-_SEAL_ID = "seal_id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +90,10 @@ def build(settings: Settings, stack: ExitStack) -> App:
     stack.enter_context(locked(path))
     journal = SqliteJournal(settings.state.url)
     stack.callback(journal.close)
-    seal, fingerprints = _open_seal(settings, journal)
     spool = Spool(path.with_name("spool"))
-    _take_back(spool, journal)
+    take_back(spool, journal)
+    # before anything connects, since it may refuse; it asks Vault for nothing until `parts` are there
+    seal, fingerprints = open_seal(settings.state.seal, journal, lambda: parts.store)
 
     registry = CollectorRegistry()
     requests = _LateRequests()
@@ -105,14 +111,21 @@ def build(settings: Settings, stack: ExitStack) -> App:
         stop=stop,
         on_conflict_take_over=settings.on_conflict == "take_over",
     )
-    engine = Engine(keys, world, observers=(EventLog(), metrics), spool=spool, observe_only=settings.mode == "observe")
+    introduce(journal, keys, clock)
+    engine = Engine(
+        keys,
+        world,
+        observers=(EventLog(), metrics),
+        spool=spool,
+        observe_only=settings.mode == "observe",
+        max_due_share=settings.max_due_share.of_life,
+    )
     requests.targets = [metrics.request, engine.skew.seen]
     watcher = Watcher(engine, providers, watch=settings.watch, drift_interval=settings.drift_interval)
     for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
         registry.register(collector)
     registry.register(StateCollector(journal, keys, clock, lambda: watcher.token_ends_at))
     daemon = Daemon(engine, watcher, metrics, shutdown_grace=settings.shutdown_grace)
-    _introduce(journal, keys, clock)
     metrics.reloaded.set(1)
     return App(
         settings=settings,
@@ -163,7 +176,7 @@ def wire(
     settings: Settings, stack: ExitStack, clock: Clock, on_request: OnRequest, stop: threading.Event | None = None
 ) -> Parts:
     """Make the adapters and the keys that use them; only the observers of broker logs connect already."""
-    store = _store(settings, on_request, clock)
+    store = make_store(settings, on_request, clock)
     stack.callback(store.close)
     read_ref = _reader(settings, store)
     providers = _providers(settings, on_request, clock, read_ref, stack)
@@ -186,71 +199,8 @@ class _LateRequests:
             target(done)
 
 
-def _open_seal(settings: Settings, journal: SqliteJournal) -> tuple[Seal, Fingerprints]:
-    """The seal, and the fingerprint key that lies wrapped by it in the journal."""
-    waiting = journal.waiting_secrets()
-    try:
-        seal = load_seal(Path(settings.state.seal.path), create=not waiting)
-    except JournalFailed as exc:
-        names = ", ".join(sorted({key for key, _ in waiting}))
-        raise JournalFailed(f"{exc.message}: {names}" if names else exc.message, reason=exc.reason) from exc
-    known = journal.fact(_SEAL_ID)
-    if known is not None and known.decode() != seal.id and waiting:
-        raise JournalFailed(
-            f"secrets wait in the journal under the seal key {known.decode()}, and {settings.state.seal.path} is"
-            f" {seal.id}: bring that key back",
-            reason=Reason.SEAL_KEY_MISSING,
-        )
-    wrapped = journal.fact(_FINGERPRINT_KEY) if known is not None and known.decode() == seal.id else None
-    if wrapped is None:
-        wrapped = seal.new_data_key()
-        journal.set_fact(_FINGERPRINT_KEY, wrapped)
-        journal.set_fact(_SEAL_ID, seal.id.encode())
-        for record in journal.all_keys():  # prints under a lost key can't be compared any more
-            journal.save(key=record.name, change=_without_fingerprint)
-    return seal, Fingerprints(seal.unwrap(wrapped))
-
-
-def _without_fingerprint(record: KeyRecord | None) -> KeyRecord:
-    if record is None:
-        raise JournalFailed("the key's record is gone", reason=Reason.JOURNAL_UNREADABLE)
-    return replace(record, fingerprint=None, adopted=None)
-
-
-def _take_back(spool: Spool, journal: SqliteJournal) -> None:
-    """What a failing journal could not take goes back into it."""
-    for rotation, data_key, blob in spool.waiting():
-        known = journal.rotation(rotation.id)
-        if known is None or known.answers < rotation.answers:  # else the journal has gone further since
-            journal.save(rotation=rotation, data_key=data_key, blob=blob)
-        spool.release(rotation.id)
-
-
-def _introduce(journal: SqliteJournal, keys: Mapping[str, ManagedKey], clock: Clock) -> None:
-    """Give every configured key a record, due for a look now; forget those that are configured no more."""
-    known = {record.name: record for record in journal.all_keys()}
-    gone = [name for name in known if name not in keys]
-    if gone:
-        journal.forget_keys(gone)
-    for name, key in keys.items():
-        record = known.get(name)
-        fresh = KeyRecord(name=name, provider=key.provider.name, id=key.id)
-        moved = record is None or (record.provider, record.id) != (fresh.provider, fresh.id)
-        left = journal.open_rotation(name) if moved else None
-        if left is not None:
-            # Its sealed secret stays in the journal; its dates and identity are not the new id's.
-            detail = f"the configuration names another key now, no longer {left.identity.id}"
-            ended = replace(
-                left, finished_at=clock.now(), result=Result.FAILED, reason=Reason.KEY_UNKNOWN, detail=detail
-            )
-            journal.save(rotation=ended)
-        start = replace(fresh if moved or record is None else record, wake_at=clock.now())
-        if not key.consumers:
-            start = replace(start, gap_started_at=None)  # nobody is left whom the gap could concern
-        journal.save(key=name, change=lambda _old, start=start: start)  # type: ignore[misc]
-
-
-def _store(settings: Settings, on_request: OnRequest, clock: Clock) -> VaultStore:
+def make_store(settings: Settings, on_request: OnRequest, clock: Clock) -> VaultStore:
+    """The store of the settings; it logs in when it is first asked for something."""
     vault, read_ref = settings.vault, _reader(settings, None)
     auth: TokenAuth | AppRoleAuth
     if isinstance(vault.auth, TokenLogin):
@@ -297,24 +247,27 @@ def _providers(
 ) -> dict[str, Provider]:
     providers: dict[str, Provider] = {}
     for name, wanted in settings.providers.items():
-        tls = ssl.create_default_context(cafile=wanted.ca_file) if wanted.ca_file is not None else True
-        client = stack.enter_context(make_client(verify=tls))
-        password = wanted.password
         provider = PROVIDERS[wanted.kind](
-            name,
-            client=client,
-            url=wanted.url,
-            organization=wanted.organization,
-            email=wanted.email,
-            password=lambda password=password: read_ref(password),
-            lifetime=wanted.lifetime,
-            issue_deadline=wanted.timeout * REQUESTS_IN_A_CALL,
-            clock=clock,
-            on_request=on_request,
+            name, **_own_settings(wanted, read_ref, stack), clock=clock, on_request=on_request
         )
         stack.callback(provider.close)
         providers[name] = provider
     return providers
+
+
+def _own_settings(wanted: ProviderSettings, read_ref: ReadRef, stack: ExitStack) -> dict[str, Any]:
+    """The fields of a provider's settings, as what builds it takes them: secrets to be read when needed."""
+    own = wanted.model_dump(exclude={"kind"})
+    for name in ("password", "token"):
+        if name in own:
+            own[name] = partial(read_ref, getattr(wanted, name))
+    if isinstance(wanted, MosquittoProvider):
+        return own
+    ca_file, timeout = own.pop("ca_file"), own.pop("timeout")
+    tls = ssl.create_default_context(cafile=ca_file) if ca_file is not None else True
+    own["client"] = stack.enter_context(make_client(verify=tls))
+    own["issue_deadline"] = timeout * REQUESTS_IN_A_CALL
+    return own
 
 
 def _consumers(settings: Settings, clock: Clock, stop: threading.Event | None) -> dict[str, Consumer]:
@@ -372,6 +325,8 @@ def _key(
             propagation=verify.propagation if verify is not None else timedelta(seconds=60),
             deliver_delay=max((wanted.delay for wanted in wanted_links), default=timedelta(0)),
             settle=max((wanted.settle for wanted in wanted_links), default=timedelta(0)),
+            grace=key.grace,
+            deactivates=getattr(providers[key.provider], "deactivates", True),
         ),
         path=key.vault.path,
         fields=key.vault.fields,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
-from rotator.lifecycle import Failed, backoff
+from rotator.lifecycle import backoff
 from rotator.managed import ManagedKey
 from rotator.model import ZERO, RequestDone, Step
 from rotator.ports import Clock
 from rotator.reasons import Reason
+from rotator.rotation import Failed
 
 # What a provider asks of all its keys, not only of the one that met it.
 _PROVIDER_WIDE = frozenset(
@@ -23,6 +24,8 @@ _PROVIDER_WIDE = frozenset(
 )
 # A clock this far off its peer's can't be trusted with expiry dates.
 MOST_SKEW = timedelta(minutes=5)
+# In a fleet of this size or less, all keys may come due at once.
+SMALL_FLEET = 20
 # A platform that is away is asked again soon, but not by every key and every worker at once.
 _AWAY = timedelta(seconds=5)
 
@@ -109,3 +112,32 @@ class ClockSkew:
     def off(self, *peers: str) -> str | None:
         """The first of these peers whose clock is too far from ours to trust an expiry; None when all are well."""
         return next((peer for peer in peers if abs(self._skews.get(peer, ZERO)) >= MOST_SKEW), None)
+
+
+class Stampede:
+    """Holds issuing while more of a fleet came due against the plan than can be right (rule 11).
+
+    A key is *unexpected* when a look at its provider or a changed configuration made it due that had been due later:
+    dates that come as planned, after a pause of the daemon too, hold nobody.
+    """
+
+    def __init__(self, fleet: int, share: float) -> None:
+        self._fleet, self._share = fleet, share
+        self._names: set[str] = set()
+        self._lock = threading.Lock()
+
+    def expected(self, name: str) -> None:
+        """This key was rotated, is due as planned again, or a person took note of it."""
+        with self._lock:
+            self._names.discard(name)
+
+    def unexpected(self, names: Iterable[str]) -> None:
+        """These keys came due against the plan."""
+        with self._lock:
+            self._names.update(names)
+
+    def holds(self, name: str) -> bool:
+        """Whether this key waits for a person, since too many are unexpected at once."""
+        with self._lock:
+            many = self._fleet > SMALL_FLEET and len(self._names) > self._share * self._fleet
+            return many and name in self._names

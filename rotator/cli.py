@@ -5,20 +5,19 @@ Exit codes (contract): 0 well · 1 it failed · 2 usage or configuration · 3 so
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from rotator import __version__
+from rotator.cli_output import err, escaped, out, print_json, say_error, say_rotation, short, show_key, show_keys
+from rotator.cli_seal import backup, seal
 from rotator.client import Client, NoDaemon, find_daemon
 from rotator.errors import ConfigError, JournalFailed, JournalLocked, RotatorError
 from rotator.model import Secret
@@ -34,8 +33,6 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # a traceback with local variables could show a secret (rule 6)
 )
-out, err = Console(), Console(stderr=True)
-
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", envvar="ROTATOR_CONFIG", help="The configuration file.", show_default=True)
 ]
@@ -52,18 +49,18 @@ def main() -> None:
         cli()
     except ConfigError as exc:
         for fault in exc.faults:
-            err.print(f"[red]{_escaped(str(fault))}[/red]", highlight=False, soft_wrap=True)
+            err.print(f"[red]{escaped(str(fault))}[/red]", highlight=False, soft_wrap=True)
         plural = "s" if len(exc.faults) != 1 else ""
         err.print(f"{len(exc.faults)} fault{plural} in the configuration", highlight=False)
         raise SystemExit(USAGE) from None
     except JournalFailed as exc:
-        _say_error(exc)
+        say_error(exc)
         raise SystemExit(USAGE if exc.reason.value.startswith("seal_") else FAILED) from None
     except RotatorError as exc:
-        _say_error(exc)
+        say_error(exc)
         raise SystemExit(FAILED) from None
     except OSError as exc:
-        err.print(_escaped(f"{exc.strerror or exc}: {exc.filename or ''}".rstrip(": ")), highlight=False)
+        err.print(escaped(f"{exc.strerror or exc}: {exc.filename or ''}".rstrip(": ")), highlight=False)
         raise SystemExit(FAILED) from None
 
 
@@ -94,7 +91,7 @@ def once(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, log
     with _application(config, log_level) as app:
         failed = run_once(app)
         views = app.control.keys()
-    _show_keys(views, as_json)
+    show_keys(views, as_json)
     raise typer.Exit(FAILED if failed else _person(views))
 
 
@@ -113,13 +110,13 @@ def check(
         found = check_online(settings)
     bad = [item for item in found if not item["ok"]]
     if as_json:
-        _print_json({"ok": not bad, "keys": len(settings.keys), "notices": notices(settings), "checks": found})
+        print_json({"ok": not bad, "keys": len(settings.keys), "notices": notices(settings), "checks": found})
     else:
         for notice in notices(settings):
-            out.print(f"[yellow]note[/yellow] {_escaped(notice)}", highlight=False, soft_wrap=True)
+            out.print(f"[yellow]note[/yellow] {escaped(notice)}", highlight=False, soft_wrap=True)
         for item in found:
             mark = "[green]ok[/green]  " if item["ok"] else "[red]no[/red]  "
-            out.print(f"{mark}{_escaped(item['what'])}  {_escaped(item['detail'])}", highlight=False, soft_wrap=True)
+            out.print(f"{mark}{escaped(item['what'])}  {escaped(item['detail'])}", highlight=False, soft_wrap=True)
         out.print(f"{config}: {len(settings.keys)} keys, {'well' if not bad else f'{len(bad)} checks failed'}")
     raise typer.Exit(FAILED if bad else 0)
 
@@ -136,10 +133,10 @@ def status(
     with _reader(config, url, token_file) as reader:
         if key is not None:
             view = reader.key(key)
-            _show_key(view, as_json)
+            show_key(view, as_json)
             raise typer.Exit(_person([view]))
         views = reader.keys()
-    _show_keys(views, as_json)
+    show_keys(views, as_json)
     raise typer.Exit(_person(views))
 
 
@@ -155,62 +152,124 @@ def history(
     with _reader(config, url, token_file) as reader:
         found = reader.rotations(key)
     if as_json:
-        _print_json({"rotations": found})
+        print_json({"rotations": found})
         return
     table = Table("key", "started", "why", "result", "reason", "Vault")
     for item in found:
         version = f"v{item['vault_version']}" if item["vault_version"] else ""
         outcome = item["result"] or f"at {item['step']}"
-        table.add_row(item["key"], _short(item["started_at"]), item["trigger"], outcome, item["reason"] or "", version)
+        table.add_row(item["key"], short(item["started_at"]), item["trigger"], outcome, item["reason"] or "", version)
     out.print(table)
+
+
+TimeoutOption = Annotated[float, typer.Option(help="Seconds to wait for the rotation's end.")]
+OneKey = Annotated[str | None, typer.Argument(metavar="[KEY]", help="The key's name in the configuration.")]
+AllOption = Annotated[bool, typer.Option("--all", help="All keys instead of one.")]
 
 
 @cli.command()
 def rotate(
     key: KeyArgument,
     now: Annotated[bool, typer.Option("--now", help="Ignore windows, min_interval, quarantine and a pause.")] = False,
+    compromised: Annotated[
+        bool, typer.Option("--compromised", help="As --now, and the old secret gets no grace period.")
+    ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
     url: UrlOption = None,
     token_file: TokenOption = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the rotation's end.")] = 300.0,
+    timeout: TimeoutOption = 300.0,
     log_level: LevelOption = "warning",
 ) -> None:
     """Rotate one key: in its windows, or now."""
-    try:
-        with _daemon(config, url, token_file) as daemon:
-            ended = daemon.rotate_and_wait(key, now=now, timeout=timeout)
-    except NoDaemon:
-        if url is not None:
-            raise  # who names a daemon means that one
-        from rotator.foreground import rotate_here
+    body = {"now": now or compromised, "compromised": compromised}
+    ended = _follow(config, url, token_file, key, "rotate", body, timeout, log_level)
+    print_json(ended) if as_json else say_rotation(key, ended)
+    well = ended.get("result") == "succeeded" or ended.get("held") or (ended.get("resting") and not ended.get("result"))
+    raise typer.Exit(0 if well else FAILED)
 
-        err.print("no daemon answers: taking the journal's lock and rotating here", highlight=False)
-        with _application(config, log_level) as app:
-            ended = rotate_here(app, key, now=now, timeout=timeout)
-    if as_json:
-        _print_json(ended)
-    else:
-        _say_rotation(key, ended)
-    raise typer.Exit(0 if ended.get("result") == "succeeded" or ended.get("held") else FAILED)
+
+@cli.command()
+def rollback(
+    key: KeyArgument,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    token_file: TokenOption = None,
+    timeout: TimeoutOption = 300.0,
+    log_level: LevelOption = "warning",
+) -> None:
+    """Take a rotation back: the old secret counts again, and consumers run on it. Not for keys issued in place."""
+    ended = _follow(config, url, token_file, key, "rollback", {}, timeout, log_level)
+    print_json(ended) if as_json else say_rotation(key, ended)
+    restored = ended.get("trigger") == "rollback_requested" and ended.get("result") == "succeeded"
+    raise typer.Exit(0 if ended.get("result") == "rolled_back" or restored else FAILED)
+
+
+@cli.command()
+def confirm(
+    key: KeyArgument,
+    consumer: Annotated[str, typer.Argument(metavar="CONSUMER", help="The consumer's name in the configuration.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    url: UrlOption = None,
+    token_file: TokenOption = None,
+) -> None:
+    """Say that you have seen a consumer run on the current secret, where nothing else proves it."""
+    _act(config, url, token_file, key, "confirm", {"consumer": consumer})
+    out.print(f"{key}: {consumer} is confirmed", highlight=False)
 
 
 @cli.command()
 def pause(
-    key: KeyArgument, config: ConfigOption = DEFAULT_CONFIG, url: UrlOption = None, token_file: TokenOption = None
+    key: OneKey = None,
+    everything: AllOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    url: UrlOption = None,
+    token_file: TokenOption = None,
 ) -> None:
     """Begin no rotation of a key until it is resumed, unless somebody asks with `rotate --now`."""
-    _act(config, url, token_file, key, "pause")
-    out.print(f"{key} is paused", highlight=False)
+    for name in _named(config, key, everything=everything):
+        _act(config, url, token_file, name, "pause")
+        out.print(f"{name} is paused", highlight=False)
 
 
 @cli.command()
 def resume(
-    key: KeyArgument, config: ConfigOption = DEFAULT_CONFIG, url: UrlOption = None, token_file: TokenOption = None
+    key: OneKey = None,
+    everything: AllOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    url: UrlOption = None,
+    token_file: TokenOption = None,
 ) -> None:
-    """Take back a pause or a quarantine."""
-    _act(config, url, token_file, key, "resume")
-    out.print(f"{key} is resumed", highlight=False)
+    """Take back a pause, a quarantine or a hold."""
+    for name in _named(config, key, everything=everything):
+        _act(config, url, token_file, name, "resume")
+        out.print(f"{name} is resumed", highlight=False)
+
+
+@cli.command()
+def recover(
+    key: OneKey = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+    log_level: LevelOption = "warning",
+) -> None:
+    """Write sealed secrets that never reached Vault there. For when the daemon does not run: it does this by itself."""
+    from rotator.control import NoSuchKey
+    from rotator.recovery import Recovery
+
+    with _application(config, log_level) as app:
+        if key is not None and key not in app.engine.keys:
+            raise NoSuchKey(key)
+        found = Recovery(engine=app.engine).recover(key)
+    if as_json:
+        print_json({"secrets": found})
+    elif not found:
+        out.print("no sealed secret waits", highlight=False)
+    for item in [] if as_json else found:
+        mark = "[green]ok[/green]" if item["ok"] else f"[red]no[/red] {item['reason']}:"
+        out.print(f"{mark} {item['key']}: {escaped(item['detail'])}", highlight=False, soft_wrap=True)
+    raise typer.Exit(0 if all(item["ok"] for item in found) else FAILED)
 
 
 @cli.command()
@@ -226,7 +285,7 @@ def adopt(
     secret = Secret(typed.strip())
     answer = _act(config, url, token_file, key, "adopt", {"secret": secret.reveal()})
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     proven = "proven at the broker" if answer["proven"] else "not proven: the key has no `verify`"
     out.print(f"{key}: {answer['vault']['path']} version {answer['vault']['version']}, {proven}", highlight=False)
@@ -235,7 +294,7 @@ def adopt(
 @cli.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
-    _print_json(json_schema())
+    print_json(json_schema())
 
 
 @cli.command()
@@ -252,6 +311,10 @@ def demo(
         err.print(f"the demo needs {exc.name}: pip install 'rotator\\[sandbox]'", highlight=False)
         raise typer.Exit(USAGE) from None
     raise typer.Exit(run_demo(plain=plain, directory=directory, vault_binary=vault_binary, lifetime=lifetime))
+
+
+cli.add_typer(seal, name="seal")
+cli.command()(backup)
 
 
 def _version(wanted: bool) -> None:
@@ -290,7 +353,7 @@ def _application(config: Path, level: str) -> Iterator[Any]:
         try:
             yield build(settings, stack)
         except JournalLocked as exc:
-            _say_error(exc)
+            say_error(exc)
             raise typer.Exit(FAILED) from None
 
 
@@ -345,72 +408,35 @@ def _act(
         return act_here(app, key, action, body or {})
 
 
+def _follow(
+    config: Path,
+    url: str | None,
+    token_file: Path | None,
+    key: str,
+    action: str,
+    body: Mapping[str, Any],
+    timeout: float,
+    log_level: str,
+) -> dict[str, Any]:
+    """Have the daemon rotate or roll back, or do it here when there is none; the rotation as it ended."""
+    try:
+        with _daemon(config, url, token_file) as daemon:
+            return daemon.ask_and_wait(key, action, body, timeout=timeout)
+    except NoDaemon:
+        if url is not None:
+            raise  # who names a daemon means that one
+    from rotator.foreground import roll_back_here, rotate_here
+
+    err.print("no daemon answers: taking the journal's lock and doing it here", highlight=False)
+    with _application(config, log_level) as app:
+        return roll_back_here(app, key, timeout) if action == "rollback" else rotate_here(app, key, body, timeout)
+
+
+def _named(config: Path, key: str | None, *, everything: bool) -> list[str]:
+    if (key is None) is not everything:
+        raise typer.BadParameter("name one KEY, or --all")
+    return [key] if key is not None else list(_load(config, secrets=False).keys)
+
+
 def _person(views: list[dict[str, Any]]) -> int:
     return PERSON if any(view["needs_a_person"] for view in views) else 0
-
-
-def _show_keys(views: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        _print_json({"keys": views})
-        return
-    table = Table("key", "state", "expires", "rotates", "Vault", "consumers", "reason")
-    for view in views:
-        step = f": {view['rotation']['step']}" if view["rotation"] else ""
-        consumers = ", ".join(
-            f"{c['name']}{' ✓' if c['confirmed_at'] else ''}{' behind' if c['lag'] else ''}" for c in view["consumers"]
-        )
-        version = f"v{view['vault']['version']}" if view["vault"]["version"] else "—"
-        reason = f"{view['reason']}: {view['advice']}" if view["reason"] else ""
-        state = f"{view['state']}{step}"
-        table.add_row(
-            view["name"], state, _short(view["expires_at"]), _short(view["rotate_at"]), version, consumers, reason
-        )
-    out.print(table)
-
-
-def _show_key(view: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(view)
-        return
-    _show_keys([view], as_json=False)
-    if view.get("held"):
-        held = view["held"]
-        out.print(f"not rotated now: {held['reason']}" + (f" until {_short(held['until'])}" if held["until"] else ""))
-    for event in view.get("history", []):
-        words = [event["name"], event["step"], event["result"], event["reason"], event["detail"]]
-        out.print(f"{_short(event['at'])}  {_escaped(' '.join(word for word in words if word))}", highlight=False)
-
-
-def _say_rotation(key: str, ended: Mapping[str, Any]) -> None:
-    if ended.get("held"):
-        held = ended["held"]
-        until = f", until {_short(held['until'])}" if held["until"] else ""
-        out.print(f"{key} is asked for, and waits: {held['reason']}{until}", highlight=False)
-        return
-    words = ": ".join(word for word in (ended.get("reason"), ended.get("detail")) if word)
-    reason = f" ({words})" if words else ""
-    version = f", Vault version {ended['vault_version']}" if ended.get("vault_version") else ""
-    result = ended.get("result") or f"not at its end yet, at {ended.get('step')}"
-    out.print(f"{key}: {_escaped(str(result) + version + reason)}", highlight=False, soft_wrap=True)
-
-
-def _say_error(exc: RotatorError) -> None:
-    err.print(f"[red]{_escaped(exc.message)}[/red] ({exc.reason.value})", highlight=False, soft_wrap=True)
-    err.print(_escaped(exc.advice), highlight=False, soft_wrap=True)
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
-def _short(moment: str | None) -> str:
-    """A moment in this terminal's own time zone."""
-    if moment is None:
-        return "—"
-    local = datetime.fromisoformat(moment).astimezone()
-    today = datetime.now(UTC).astimezone().date()
-    return local.strftime("%H:%M:%S" if local.date() == today else "%Y-%m-%d %H:%M")

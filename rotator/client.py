@@ -66,9 +66,10 @@ class Client:
         """Have the daemon do something to a key."""
         return self._answer("POST", f"/api/keys/{key}/{action}", json=dict(body))
 
-    def rotate_and_wait(self, key: str, *, now: bool, timeout: float) -> dict[str, Any]:
-        """Ask for a rotation and wait until it has ended, is held back, or `timeout` seconds are over."""
-        asked = self.post(key, "rotate", {"now": now})
+    def ask_and_wait(self, key: str, action: str, body: Mapping[str, Any], *, timeout: float) -> dict[str, Any]:
+        """Ask for a rotation (`rotate`, `rollback`) and wait until it has ended, is held back, only waits for the old
+        key's end, or `timeout` seconds are over."""
+        asked = self.post(key, action, body)
         previous = asked["previous"]["id"] if asked["previous"] else None
         was_open = asked["previous"] is not None and asked["previous"]["finished_at"] is None
         deadline = time.monotonic() + timeout
@@ -80,9 +81,11 @@ class Client:
             except NoDaemon as exc:
                 words = "the daemon stopped; the request is in its journal and goes on with its next start"
                 raise Transient(words, reason=Reason.STOPPING) from exc
-            if latest and (latest["id"] != previous or was_open) and latest["finished_at"] is not None:
+            mine = latest and (latest["id"] != previous or (was_open and not view["requested"]))
+            if mine and latest["finished_at"] is not None:
                 return latest
-            mine = latest and (latest["id"] != previous or was_open)
+            if mine and not view["requested"] and latest["resting"]:
+                return latest
             taken_up = mine and not view["requested"]
             if taken_up and latest["step"] == "preflight" and latest["reason"] and latest["finished_at"] is None:
                 return latest  # nothing was begun; the daemon goes on trying, and waiting here would not help it

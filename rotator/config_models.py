@@ -58,6 +58,18 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+def drop_default(schema: dict[str, Any]) -> None:
+    """None only stands for "the usual one"; editors would show it as a value."""
+    schema.pop("default", None)
+
+
+def usual_port(value: object, info: ValidationInfo) -> object:
+    """MQTT's own port, where none is named."""
+    if value is None:
+        return 8883 if info.data.get("tls") else 1883
+    return value
+
+
 # --- Vault
 
 
@@ -142,8 +154,39 @@ class HaltianProvider(Part):
     ca_file: Text | None = None
 
 
-# A union of one still: a second provider is one more arm.
-ProviderSettings = Annotated[HaltianProvider, choice("kind", ["haltian"], LATER_PROVIDERS)]
+class LosantProvider(Part):
+    """Losant's access keys of one application, by an API token that may list, create, change and delete them."""
+
+    kind: Literal["losant"]
+    url: Url = "https://api.losant.com"
+    application: Text
+    token: SecretRef
+    timeout: PositiveDuration = seconds(10)
+    ca_file: Text | None = None
+
+
+class MosquittoProvider(Part):
+    """Mosquitto's dynamic security, over MQTT. `username` is an admin's; a key's `id` is its client's username."""
+
+    kind: Literal["mosquitto"]
+    host: Text
+    tls: bool = False
+    port: Port = Field(default=None, validate_default=True, json_schema_extra=drop_default)
+    ca_file: Text | None = None
+    username: Text
+    password: SecretRef
+    timeout: PositiveDuration = seconds(10)
+
+    _usual_port = field_validator("port", mode="before")(usual_port)
+
+
+ProviderSettings = Annotated[
+    Annotated[HaltianProvider, Tag("<haltian>")]
+    | Annotated[LosantProvider, Tag("<losant>")]
+    | Annotated[MosquittoProvider, Tag("<mosquitto>")],
+    Discriminator(tag_of("kind")),
+    choice("kind", ["haltian", "losant", "mosquitto"], LATER_PROVIDERS),
+]
 
 
 # --- consumers
@@ -313,17 +356,12 @@ class VaultTarget(Part):
         return fields
 
 
-def _drop_default(schema: dict[str, Any]) -> None:
-    # None only stands for "the usual one"; editors would show it as a value.
-    schema.pop("default", None)
-
-
 class Verify(Part):
     """The broker at which a new secret is proven, and how."""
 
     host: Text
     tls: bool = False
-    port: Port = Field(default=None, validate_default=True, json_schema_extra=_drop_default)
+    port: Port = Field(default=None, validate_default=True, json_schema_extra=drop_default)
     ca_file: Text | None = None
     username: Template = "{username}"
     password: Template = "{secret}"  # noqa: S105  a template, no password
@@ -333,12 +371,7 @@ class Verify(Part):
     propagation: Duration = seconds(60)
     interval: PositiveDuration = seconds(900)
 
-    @field_validator("port", mode="before")
-    @classmethod
-    def _usual_port(cls, value: object, info: ValidationInfo) -> object:
-        if value is None:
-            return 8883 if info.data.get("tls") else 1883
-        return value
+    _usual_port = field_validator("port", mode="before")(usual_port)
 
     @field_validator("password")
     @classmethod

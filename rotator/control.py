@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from rotator.engine import Engine
 from rotator.errors import Permanent, RotatorError, Transient
-from rotator.keys import ISSUE_IN_WINDOW, ISSUE_NOW, RESUMED, Hold, KeyRecord, decide, may_be_cut_short
+from rotator.keys import (
+    COMPROMISED,
+    ISSUE_IN_WINDOW,
+    ISSUE_NOW,
+    RESUMED,
+    ROLL_BACK,
+    ConsumerFacts,
+    Hold,
+    KeyRecord,
+    decide,
+    may_be_cut_short,
+)
+from rotator.lifecycle import roll_back
 from rotator.managed import ManagedKey
-from rotator.model import VERDICT_REASONS, KeyState, RotationEvent, Secret, Step, Verdict
+from rotator.model import VERDICT_REASONS, KeyState, RotationEvent, Secret, Step, Strategy, Verdict
 from rotator.reasons import ADVICE, Reason
+from rotator.rotation import Rotation
 from rotator.views import event_view, iso, key_view, rotation_view
 from rotator.watcher import Watcher
 
@@ -66,16 +79,58 @@ class Control:
         """The last rotations, the newest first."""
         return [rotation_view(r) for r in self.engine.world.journal.recent_rotations(key=key, limit=limit)]
 
-    def rotate(self, name: str, *, now: bool) -> dict[str, Any]:
-        """Ask for a rotation: in the key's windows, or now.
+    def rotate(self, name: str, *, now: bool, compromised: bool = False) -> dict[str, Any]:
+        """Ask for a rotation: in the key's windows, or now; compromised: now, and the old key gets no grace period.
 
         Raises: NoSuchKey.
         """
         if self.engine.observe_only:
             raise Permanent("this daemon only observes", reason=Reason.OBSERVE_MODE)
         previous = self.rotations(name, 1)
-        self._change(name, "requested", lambda record: replace(record, requested=ISSUE_NOW if now else ISSUE_IN_WINDOW))
-        return {"key": name, "requested": "now" if now else "in_window", "previous": previous[0] if previous else None}
+        asked = COMPROMISED if compromised else ISSUE_NOW if now else ISSUE_IN_WINDOW
+        self._change(name, "requested", lambda record: replace(record, requested=asked))
+        said = "in_window" if asked == ISSUE_IN_WINDOW else asked
+        return {"key": name, "requested": said, "previous": previous[0] if previous else None}
+
+    def rollback(self, name: str) -> dict[str, Any]:
+        """Take a rotation back: the old secret is Vault's current one again, and consumers run on it.
+
+        With a chosen secret, one that has ended is taken back too, by setting the previous version's secret again.
+
+        Raises: NoSuchKey; Permanent ROLLBACK_IMPOSSIBLE where the old secret is gone.
+        """
+        key, record = self._known(name)
+        if self.engine.observe_only:
+            raise Permanent("this daemon only observes", reason=Reason.OBSERVE_MODE)
+        rotation, previous = self.engine.world.journal.open_rotation(name), self.rotations(name, 1)
+        if rotation is not None:
+            if roll_back(rotation, Reason.ROLLBACK_REQUESTED, "", self.engine.world.clock.now()) is None:
+                raise Permanent(_why_no_way_back(rotation), reason=Reason.ROLLBACK_IMPOSSIBLE)
+        elif key.provider.strategy is not Strategy.CHOSEN or (record.vault_version or 0) < 2:
+            words = f"no rotation of {name} is under way, and its old secret is gone"
+            raise Permanent(words, reason=Reason.ROLLBACK_IMPOSSIBLE)
+        self._change(name, "rollback_requested", lambda known: replace(known, requested=ROLL_BACK))
+        return {"key": name, "requested": ROLL_BACK, "previous": previous[0] if previous else None}
+
+    def confirm(self, name: str, consumer: str) -> dict[str, Any]:
+        """A person has seen this consumer on the current secret.
+
+        Raises: NoSuchKey; Permanent CONSUMER_MISSING where the key has no such consumer.
+        """
+        key, _record = self._known(name)
+        if consumer not in {link.consumer.name for link in key.consumers}:
+            raise Permanent(f"{name} has no consumer {consumer!r}", reason=Reason.CONSUMER_MISSING)
+        rotation = self.engine.world.journal.open_rotation(name)
+        if rotation is not None and rotation.promoted_at is None:
+            words = f"Vault does not hold the new secret of {name} yet, so nobody can run on it"
+            raise Permanent(words, reason=Reason.CONSUMER_NOT_CONFIRMED)
+        now = self.engine.world.clock.now()
+        everybody = {link.consumer.name for link in key.consumers}
+        if rotation is not None:
+            self._change(name, "vouched", lambda known: replace(known, vouched=(*known.vouched, consumer)))
+        else:
+            self._change(name, "vouched", lambda known: _seen_by_a_person(known, consumer, everybody, now))
+        return {"key": name, "consumer": consumer, "confirmed": True}
 
     def pause(self, name: str) -> dict[str, Any]:
         """Begin no rotation of this key until it is resumed; one that has issued goes on.
@@ -93,12 +148,21 @@ class Control:
         rotating = self.engine.world.journal.open_rotation(name) is not None
 
         def change(record: KeyRecord) -> KeyRecord:
-            cleared = replace(record, paused=False, quarantine=None, not_before=None, last_chance_used=False)
+            cleared = replace(
+                record,
+                paused=False,
+                quarantine=None,
+                not_before=None,
+                last_chance_used=False,
+                planned_at=record.rotate_at,  # what a person has seen is planned
+                held_back=None,
+            )
             if rotating:
                 return replace(cleared, requested=RESUMED)
             # a person says that what failed is mended; a consumer that was mended by hand needs no new secret
             return replace(cleared, gap_started_at=None, failures=0, last_reason=None, last_detail="")
 
+        self.engine.stampede.expected(name)
         self._change(name, "resumed", change)
         return {"key": name, "paused": False}
 
@@ -131,7 +195,7 @@ class Control:
 
     def _bring(self, key: ManagedKey, record: KeyRecord, secret: Secret) -> tuple[int, dict[str, str]]:
         """Prove a secret and write it, unless somebody changes our fields meanwhile."""
-        world, identity = self.engine.world, key.provider.identity(record.id)
+        world, identity = self.engine.world, record.identity or key.provider.identity(record.id)
         rotation = world.journal.open_rotation(key.name)
         if rotation is not None and not (rotation.step is Step.PREFLIGHT and may_be_cut_short(rotation)):
             raise Transient(f"{key.name} is being rotated", reason=Reason.REQUESTED, retry_after=timedelta(seconds=30))
@@ -184,6 +248,25 @@ class Control:
         )
         self.engine.emit(told)
         self.poke()
+
+
+def _why_no_way_back(rotation: Rotation) -> str:
+    if rotation.strategy is Strategy.IN_PLACE:
+        return f"{rotation.key} is issued in place: its old secret died with the new one's answer"
+    if rotation.rolling_back is not None:
+        return f"{rotation.key} is being rolled back already"
+    return f"the old key of {rotation.key} is deleted"
+
+
+def _seen_by_a_person(record: KeyRecord, consumer: str, everybody: set[str], now: datetime) -> KeyRecord:
+    """A rotation that ended without this proof has it now; with the last one, the case is closed."""
+    known = record.consumers.get(consumer, ConsumerFacts())
+    seen = replace(known, confirmed_at=now, confirmed_version=record.vault_version, version=record.vault_version)
+    consumers = {**record.consumers, consumer: seen}
+    after = replace(record, consumers=consumers)
+    if any(consumers.get(name, ConsumerFacts()).confirmed_version != record.vault_version for name in everybody):
+        return after
+    return replace(after, gap_started_at=None, failures=0, last_reason=None, last_detail="")
 
 
 def _accepted(verdict: Verdict, name: str) -> None:

@@ -6,47 +6,59 @@ It may be called at any time, from any thread, for any key: a key has one rotati
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
 
 from rotator.aftermath import key_after, story, told
-from rotator.claims import ClockSkew, ConsumerClaims, ProviderHolds
-from rotator.errors import JournalFailed, RotatorError, Stopping, Transient
+from rotator.beginnings import Beginnings
+from rotator.claims import ClockSkew, ConsumerClaims, ProviderHolds, Stampede
+from rotator.errors import JournalFailed, Permanent, RotatorError, Stopping, Transient
+from rotator.frozen import replace
+from rotator.issuing import Issuing
 from rotator.journal.spool import Spool
-from rotator.journal.sqlite import ERASE, Blob, Change, Erase
-from rotator.keys import ISSUE_NOW, RESUMED, Hold, KeyRecord, Start, decide, last_chance, may_be_cut_short, past
-from rotator.lifecycle import (
-    LOOK_AGAIN,
-    MAX_ANSWERS,
+from rotator.journal.sqlite import ERASE_SOON, Blob, Erase
+from rotator.keys import (
+    COMPROMISED,
+    FORCED,
+    RESUMED,
+    ROLL_BACK,
+    Hold,
+    KeyRecord,
+    Start,
+    decide,
+    last_chance,
+    may_be_cut_short,
+    past,
+    resting,
+    unexpected,
+)
+from rotator.lifecycle import LOOK_AGAIN, MAX_ANSWERS, advance, backoff, begin_call, next_step, roll_back
+from rotator.managed import ManagedKey
+from rotator.model import Result, RotationEvent, Step
+from rotator.ports import Observer
+from rotator.reasons import Reason
+from rotator.retiring import Retiring
+from rotator.rotation import (
     ConfirmDone,
     ConsumerProgress,
     Ended,
     Failed,
     IssueDone,
     Outcome,
+    PreflightDone,
     RestartDone,
     Rotation,
     Run,
     SettleDone,
     Wait,
-    advance,
-    backoff,
-    begin_call,
-    next_step,
 )
-from rotator.managed import ManagedKey
-from rotator.model import Issued, Result, RotationEvent, Step
-from rotator.ports import Observer
-from rotator.reasons import Reason
-from rotator.steps import Steps, World, bound_to, failure
+from rotator.steps import Steps, World, failure
 
 log = structlog.get_logger(__name__)
 
@@ -58,9 +70,13 @@ UNFORESEEN_PAUSE = timedelta(minutes=15)
 SHARED_PAUSE = timedelta(seconds=30)
 # How soon a clock that is off is looked at again.
 SKEW_PAUSE = timedelta(seconds=30)
+# How soon a key that came due with too many others is looked at again.
+STAMPEDE_PAUSE = timedelta(minutes=5)
 # Seconds that a worker keeps a key which could not be journaled.
 JOURNAL_PAUSE = 5.0
 _REFUSED = frozenset({Reason.SECRET_REFUSED, Reason.SUBSCRIPTION_REFUSED})
+# What makes a key due by itself.
+_BY_THE_CLOCK = frozenset({Reason.NEAR_EXPIRY, Reason.MAX_AGE, Reason.EXPIRED})
 # Of the refusals of an issue call, those that concern more than its key: the list before it passed with this login.
 _OF_THE_WHOLE_PROVIDER = frozenset({Reason.PROVIDER_RATE_LIMITED})
 
@@ -76,11 +92,14 @@ class Engine:
         observers: Sequence[Observer] = (),
         spool: Spool,
         observe_only: bool = False,
+        max_due_share: float = 1.0,
         dice: random.Random | None = None,
     ) -> None:
         self.keys = dict(keys)
         self.world = world
         self._steps = Steps(world)
+        self._table = {**self._steps.table(), **Retiring(world, self._steps).table()}
+        self._issuing = Issuing(world, self._steps, spool)
         self._observers = tuple(observers)
         self.spool = spool
         self._observe_only = observe_only
@@ -88,8 +107,11 @@ class Engine:
         self._draining = threading.Event()
         self._claims: dict[str, threading.Lock] = {name: threading.Lock() for name in keys}
         self._sharing = ConsumerClaims()
+        self._beginnings = Beginnings(world.clock)
         self.holds = ProviderHolds(world.clock, self.draw)
-        self.skew = ClockSkew()
+        self.stampede = Stampede(len(self.keys), max_due_share)
+        now = world.clock.now()
+        self.stampede.unexpected(record.name for record in world.journal.all_keys() if unexpected(record, now))
 
     # --- from outside ----------------------------------------------------------------------------------------
 
@@ -123,6 +145,31 @@ class Engine:
             yield
         finally:
             claim.release()
+
+    def bring_to_vault(self, name: str) -> int:
+        """Take a rotation whose answer waits sealed as far as Vault, and no further; the version that holds it.
+
+        Raises: Transient, Permanent: why it did not get there; NO_SECRET where nothing waits.
+        """
+        key = self.keys[name]
+        with self.claimed(name):
+            while True:
+                rotation = self.world.journal.open_rotation(name)
+                if rotation is None or not rotation.sealed or rotation.step not in {Step.PROBE, Step.PROMOTE}:
+                    break
+                self._run(key, rotation, rotation.step)
+                after = self.world.journal.open_rotation(name)
+                if after is not None and after.step is rotation.step:
+                    raise Transient(after.detail or "it was tried", reason=after.reason or Reason.UNFORESEEN)
+        done = self.world.journal.open_rotation(name)
+        if done is None or done.vault_version is None or done.promoted_at is None:
+            raise Permanent("no secret waits that may be written", reason=Reason.NO_SECRET)
+        return done.vault_version
+
+    @property
+    def skew(self) -> ClockSkew:
+        """How far the peers' clocks are from ours."""
+        return self.world.skew
 
     @property
     def observe_only(self) -> bool:
@@ -171,19 +218,25 @@ class Engine:
                 if isinstance(decision, Hold) or self._draining.is_set():
                     self._park(record, decision.until if isinstance(decision, Hold) else None)
                     return
-                self._begin(key, record.id, decision)
+                if not decision.forced and self.stampede.holds(key.name):
+                    self._hold_back(key, record)
+                    return
+                self._begin(key, record, decision)
             elif not self._continue(key, record, rotation):
                 return
 
-    def _begin(self, key: ManagedKey, id: str, start: Start) -> None:
+    def _begin(self, key: ManagedKey, record: KeyRecord, start: Start) -> None:
         now = self.world.clock.now()
         rotation = Rotation(
-            id=uuid.uuid4().hex,
+            id=uuid.UUID(int=self._dice.getrandbits(128), version=4).hex,
             key=key.name,
             provider=key.provider.name,
-            identity=key.provider.identity(id),
+            identity=record.identity or key.provider.identity(record.id),
+            strategy=key.provider.strategy,
             trigger=start.trigger,
             forced=start.forced,
+            no_grace=start.no_grace,
+            restores=start.restores,
             started_at=now,
             step_since=now,
             consumers=tuple(ConsumerProgress(name=link.consumer.name) for link in key.consumers),
@@ -192,26 +245,51 @@ class Engine:
 
         def change(old: KeyRecord | None) -> KeyRecord:
             record = _known(old, key)
-            return replace(record, requested="", last_chance_used=record.last_chance_used or start.last_chance)
+            chance = record.last_chance_used or start.last_chance
+            return replace(record, requested="", vouched=(), held_back=None, last_chance_used=chance)
 
         self.world.journal.save(key=key.name, change=change, rotation=rotation, history=[event])
         self.emit(event)
+
+    def _hold_back(self, key: ManagedKey, record: KeyRecord) -> None:
+        """Too many keys came due against the plan: say so once, and look again from time to time."""
+        wake = self.world.clock.now() + STAMPEDE_PAUSE
+        event = RotationEvent(
+            at=self.world.clock.now(),
+            key=key.name,
+            provider=key.provider.name,
+            name="held",
+            step=Step.PREFLIGHT,
+            reason=Reason.STAMPEDE,
+        )
+        first = record.held_back is not Reason.STAMPEDE
+        self.world.journal.save(
+            key=key.name,
+            change=lambda old: replace(_known(old, key), wake_at=wake, held_back=Reason.STAMPEDE),
+            history=[event] if first else [],
+        )
+        if first:
+            log.error("held", key=key.name, reason=Reason.STAMPEDE.value)
+            self.emit(event)
 
     def _continue(self, key: ManagedKey, record: KeyRecord, rotation: Rotation) -> bool:
         """One step of a rotation in flight; False when nothing more can be done now."""
         now = self.world.clock.now()
         stopped = (
             self._observe_only
-            or (record.paused and not rotation.forced and record.requested != ISSUE_NOW)
+            or (record.paused and not rotation.forced and record.requested not in FORCED)
             or self._draining.is_set()
         )
         if stopped and may_be_cut_short(rotation):
             self._park(record, None)
             return False
-        if record.requested:
-            rotation = self._hurry(key, rotation, forced=record.requested == ISSUE_NOW)
+        rotation = self._in_our_time(rotation)
+        rotation = self._heard(key, record, rotation, now)
         if rotation.quarantine in _REFUSED and past(last_chance(record), now):
             self._give_up(key, rotation)
+            return True
+        if self._begun_too_early(record, rotation, now):
+            self._call_off(key, rotation)
             return True
         step = next_step(rotation, now, key.limits)
         match step:
@@ -227,9 +305,18 @@ class Engine:
                     return False
                 if name is Step.ISSUE:
                     self._issue(key, rotation)
+                elif name is Step.CHOOSE:
+                    self._choose(key, rotation)
                 else:
                     self._run(key, rotation, name)
         return True
+
+    def _in_our_time(self, rotation: Rotation) -> Rotation:
+        """A wall clock that stepped neither cuts a grace period short nor draws it out (rule 5)."""
+        moved = self._beginnings.moved(rotation)
+        if moved is not rotation:
+            self.world.journal.save(rotation=moved)
+        return moved
 
     def _held_back(self, key: ManagedKey, rotation: Rotation, step: Step) -> datetime | None:
         """Until when this step has to wait for something outside its own rotation."""
@@ -248,6 +335,8 @@ class Engine:
         """Say once why a due key does not move: a rotation that only waits is no rotation under way."""
         if rotation.reason is not reason:
             held = replace(rotation, reason=reason, detail="", attempts=max(1, rotation.attempts))
+            if rotation.issues == 0:
+                held = replace(held, step=Step.PREFLIGHT)  # what was checked before the wait is old after it (rule 8)
             event = told(held, "held", self.world.clock.now(), step=rotation.step, reason=reason)
             self.world.journal.save(
                 key=key.name,
@@ -272,16 +361,93 @@ class Engine:
         self._let_go(key, ended)
         self.emit(event)
 
+    def _begun_too_early(self, record: KeyRecord, rotation: Rotation, now: datetime) -> bool:
+        """Whether a clock that was wrong made this key due, and the right one does not (rule 11).
+
+        A host that dreamt of next year must not issue for its whole fleet as soon as it wakes.
+        """
+        held = rotation.reason is Reason.CLOCK_SKEW and rotation.trigger in _BY_THE_CLOCK and not rotation.sealed
+        if not held or rotation.forced or not may_be_cut_short(rotation):
+            return False
+        due = past(record.rotate_at, now) or past(record.expires_at, now)
+        return not due and self.skew.off(rotation.provider, "vault") is None
+
+    def _call_off(self, key: ManagedKey, rotation: Rotation) -> None:
+        """Nothing was issued: end it, and begin another one when the key is due."""
+        now = self.world.clock.now()
+        ended = replace(rotation, finished_at=now, result=Result.FAILED, not_before=None)
+        event = told(ended, "rotation_ended", now, result=Result.FAILED.value, reason=rotation.reason)
+
+        def change(old: KeyRecord | None) -> KeyRecord:
+            known = _known(old, key)
+            return replace(known, last_chance_used=known.last_chance_used and known.quarantine is None)
+
+        self.world.journal.save(key=key.name, change=change, rotation=ended, history=[event])
+        self._let_go(key, ended)
+        self.emit(event)
+
     def _let_go(self, key: ManagedKey, rotation: Rotation) -> None:
         """Give back what an ended or failing rotation held, and wake the keys that waited for it."""
         if rotation.finished_at is not None:
             self._steps.forget(rotation)
+            self._beginnings.forget(rotation)
+            if rotation.issues == 0:
+                self.world.seal.forget(self.world.journal.data_key(rotation.id))
+            if self.spool.holds(rotation.id):
+                self.spool.release(rotation.id)
         now = self.world.clock.now()
         for name in self._sharing.give_back(key):
             self.world.journal.save(key=name, change=lambda old, name=name: _woken(old, self.keys[name], now))  # type: ignore[misc]
 
-    def _hurry(self, key: ManagedKey, rotation: Rotation, *, forced: bool) -> Rotation:
+    def _heard(self, key: ManagedKey, record: KeyRecord, rotation: Rotation, now: datetime) -> Rotation:
+        """What a person, or the key's own date, asks of a rotation in flight."""
+        if record.vouched and not set(record.vouched) <= {c.name for c in rotation.consumers if c.vouched}:
+            rotation = self._vouched(rotation, record.vouched, now)
+        waiting = resting(rotation) and not rotation.no_grace
+        if waiting and (record.requested in FORCED - {ROLL_BACK} or past(record.rotate_at, now)):
+            # The consumers are proven on the new secret; the next rotation begins as soon as the old key is gone.
+            rotation = replace(rotation, no_grace=True)
+            self.world.journal.save(rotation=rotation)
+        proven = resting(rotation) or (rotation.reconfirmed_at is not None and rotation.rolling_back is None)
+        if not record.requested or (proven and record.requested not in {ROLL_BACK, RESUMED}):
+            return rotation  # asked for anew: begun when the old key is gone
+        if record.requested == ROLL_BACK:
+            return self._turn_around(key, rotation, now)
+        return self._hurry(key, rotation, record.requested)
+
+    def _vouched(self, rotation: Rotation, names: Iterable[str], now: datetime) -> Rotation:
+        consumers = tuple(
+            replace(c, vouched=True, restarted_at=c.restarted_at or now, seen_at=c.seen_at or now)
+            if c.name in names
+            else c
+            for c in rotation.consumers
+        )
+        rotation = replace(rotation, consumers=consumers, not_before=None)
+        self.world.journal.save(rotation=rotation)
+        return rotation
+
+    def _turn_around(self, key: ManagedKey, rotation: Rotation, now: datetime) -> Rotation:
+        """`rotator rollback`: where there is no way back, the rotation goes on and the request is over."""
+        back = roll_back(rotation, Reason.ROLLBACK_REQUESTED, "", now)
+        turned = back if back is not None else rotation
+        event = told(turned, "rolling_back", now, reason=None if back is not None else Reason.ROLLBACK_IMPOSSIBLE)
+        draw, pause = self.draw(), self.draw()
+
+        def change(old: KeyRecord | None) -> KeyRecord:
+            record = replace(_known(old, key), requested="")
+            return key_after(record, key, turned, now, draw=draw, pause=pause) if turned.finished_at else record
+
+        self.world.journal.save(
+            key=key.name, change=change, rotation=turned, blob=self._erase_when_done(turned), history=[event]
+        )
+        if turned.finished_at is not None:
+            self._let_go(key, turned)
+        self.emit(event)
+        return turned
+
+    def _hurry(self, key: ManagedKey, rotation: Rotation, requested: str) -> Rotation:
         """Somebody asked for this key while it rotates: what waits is tried now, and no second rotation follows."""
+        forced = requested in FORCED
         # A person may have one more secret issued where the broker refused the last one.
         answers = min(rotation.answers, MAX_ANSWERS - 1) if forced else rotation.answers
         hurried = replace(
@@ -296,6 +462,7 @@ class Engine:
             # after a conflict, a person who insists accepts what somebody else wrote as the base to write over
             expected=None if forced and rotation.reason is Reason.VAULT_CONFLICT else rotation.expected,
             forced=rotation.forced or forced,
+            no_grace=rotation.no_grace or requested == COMPROMISED,
         )
         self.world.journal.save(
             key=key.name, change=lambda old: replace(_known(old, key), requested=""), rotation=hurried
@@ -310,47 +477,46 @@ class Engine:
             # A journal that can't be written is noticed before the restart, not after it, again and again.
             self.world.journal.save(rotation=rotation)
         began = self.world.clock.monotonic()
+        data_key = None
         try:
-            outcome = self._steps.run(step, key, rotation)
+            outcome = self._table[step](key, rotation)
+            if isinstance(outcome, PreflightDone):
+                data_key = self._issuing.prepare(rotation)
         except Stopping:
             raise
         except RotatorError as exc:
             outcome = failure(exc)
-        data_key = self.world.seal.new_data_key() if step is Step.PREFLIGHT else None
         self._record(key, rotation, outcome, step, self.world.clock.monotonic() - began, data_key=data_key)
+
+    def _choose(self, key: ManagedKey, rotation: Rotation) -> None:
+        """A secret of our own choice: sealed and journaled before the platform hears of it."""
+        began = self.world.clock.monotonic()
+        wrapped, outcome, blob = None, None, None
+        try:
+            wrapped = self._issuing.prepare(rotation)
+            outcome, blob = self._issuing.choose(key, rotation, wrapped)
+        except RotatorError as exc:
+            outcome = failure(exc)
+        seconds = self.world.clock.monotonic() - began
+        self._record(key, rotation, outcome, Step.CHOOSE, seconds, blob=blob, data_key=wrapped)
 
     def _issue(self, key: ManagedKey, rotation: Rotation) -> None:
         """The one call that can't be taken back: intent journaled first, answer and seal in one commit."""
-        wrapped = self.world.journal.data_key(rotation.id)
-        if wrapped is None:
-            wrapped = self.world.seal.new_data_key()
-        self.spool.reserve(rotation.id)
-        rotation = begin_call(rotation, self.world.clock.now())
-        self.world.journal.save(rotation=rotation, data_key=wrapped)
-        began = self.world.clock.monotonic()
-        outcome: Outcome
-        blob: Blob | None = None
         try:
-            issued = key.provider.issue(rotation.identity)
+            wrapped = self._issuing.prepare(rotation)
         except RotatorError as exc:
-            outcome = failure(exc)
-            if exc.body is not None:  # what came is kept, though it is no secret
-                sealed = self.world.seal.seal(wrapped, exc.body, bound_to=bound_to(rotation))
-                blob = Blob(at=self.world.clock.now(), sealed=sealed)
-        else:
-            answered = self.world.clock.now()
-            self._steps.remember(rotation, issued.secret)
-            sealed = self.world.seal.seal(wrapped, _plain(issued), bound_to=bound_to(rotation))
-            blob = Blob(at=answered, sealed=sealed)
-            outcome = IssueDone(
-                answered_at=answered,
-                issued_at=issued.issued_at,
-                expires_at=issued.expires_at,
-                expiry_source=issued.expiry_source,
-            )
+            self._record(key, rotation, failure(exc), Step.ISSUE, 0.0)
+            return
+        first = rotation.issues == 0  # a later call's key is kept with its answer: an earlier one may lie sealed still
+        rotation = begin_call(rotation, self.world.clock.now())
+        self.world.journal.save(rotation=rotation, data_key=wrapped if first else None)
+        began = self.world.clock.monotonic()
+        outcome, blob = self._issuing.call(key, rotation, wrapped)
         seconds = self.world.clock.monotonic() - began
-        self._record(key, rotation, outcome, Step.ISSUE, seconds, blob=blob, data_key=wrapped)
+        data_key = wrapped if blob is not None else None
+        self._record(key, rotation, outcome, Step.ISSUE, seconds, blob=blob, data_key=data_key)
         self.spool.release(rotation.id)
+        self.world.seal.forget(wrapped)
 
     def _record(
         self,
@@ -367,67 +533,37 @@ class Engine:
         outcome = self._paced(rotation, outcome, step)
         now = self.world.clock.now()
         new = advance(rotation, outcome, now, key.limits)
+        if new.step_since != rotation.step_since:
+            self._beginnings.note(new)
         if isinstance(outcome, Failed) and (step is not Step.ISSUE or outcome.reason in _OF_THE_WHOLE_PROVIDER):
             self.holds.failed(rotation.provider, outcome)
         elif isinstance(outcome, IssueDone):
             self.holds.answered(rotation.provider)
         draw, pause = self.draw(), self.draw()
         events = list(story(key, rotation, new, outcome, step, seconds=seconds, at=now))
-        new = self._keep(
+        checks = outcome.checks if isinstance(outcome, PreflightDone | Failed) and step is Step.PREFLIGHT else None
+        shown = new
+
+        def change(old: KeyRecord | None) -> KeyRecord:
+            record = key_after(_known(old, key), key, shown, now, draw=draw, pause=pause)
+            if checks is not None:
+                record = replace(record, checks=tuple(checks), checked_at=now)
+            return self._asleep(record, key, now) if shown.finished_at is not None else record
+
+        new = self._issuing.keep(
             key,
-            lambda old: key_after(_known(old, key), key, new, now, draw=draw, pause=pause),
+            change,
             new,
             data_key=data_key,
             blob=self._erase_when_done(new) or blob,
             history=[event for event in events if not event.repeated],
         )
-        if new.finished_at is not None or (new.not_before is not None and new.not_before > now):
+        if isinstance(outcome, IssueDone):
+            self.stampede.expected(key.name)
+        if new.finished_at is not None or resting(new) or (new.not_before is not None and new.not_before > now):
             self._let_go(key, new)
         for event in events:
             self.emit(event)
-
-    def _keep(
-        self,
-        key: ManagedKey,
-        change: Change,
-        rotation: Rotation,
-        *,
-        data_key: bytes | None,
-        blob: Blob | Erase | None,
-        history: Sequence[RotationEvent],
-    ) -> Rotation:
-        """Commit a step; returns the rotation as it was kept.
-
-        An answer is not let go until the journal, the spool or Vault holds it (rule 1).
-        """
-        spooled = False
-        while True:
-            try:
-                self.world.journal.save(
-                    key=key.name, change=change, rotation=rotation, data_key=data_key, blob=blob, history=history
-                )
-            except JournalFailed as exc:
-                if not isinstance(blob, Blob):
-                    raise
-                log.critical("journal_unwritable", key=key.name, error=exc.message, advice=exc.advice)
-                spooled = spooled or self.spool.write(rotation, data_key or b"", blob)
-                if not spooled and rotation.step is Step.PROMOTE:
-                    rotation = self._straight_to_vault(key, rotation)
-                safe = spooled or rotation.promoted_at is not None
-                if safe and self.world.stop.is_set():
-                    raise Stopping from exc
-                threading.Event().wait(1.0)
-            else:
-                return rotation
-
-    def _straight_to_vault(self, key: ManagedKey, rotation: Rotation) -> Rotation:
-        """Neither journal nor spool takes the answer: let Vault hold it, by `cas` as always."""
-        try:
-            outcome = self._steps.run(Step.PROMOTE, key, rotation)
-        except RotatorError as exc:
-            log.critical("secret_only_in_memory", key=key.name, error=exc.message, advice=exc.advice)
-            return rotation
-        return advance(rotation, outcome, self.world.clock.now(), key.limits)
 
     def _paced(self, rotation: Rotation, outcome: Outcome, step: Step) -> Outcome:
         """Fill in the delay until the next try, drawn once here and stored by the journal (rule 10)."""
@@ -447,17 +583,29 @@ class Engine:
         if failed.delay and not (step is Step.PROMOTE and failed.reason is not Reason.VAULT_RATE_LIMITED):
             return failed
         attempts = rotation.issues if step is Step.ISSUE else rotation.attempts
-        return replace(failed, delay=backoff(step, failed.reason, attempts, self.draw()))
+        delay = backoff(step, failed.reason, attempts, self.draw(), unsettled=rotation.unsettled or failed.unknown)
+        return replace(failed, delay=delay)
 
     @staticmethod
     def _erase_when_done(rotation: Rotation) -> Erase | None:
-        """Erased from the journal when done: the secret is in Vault, and nothing is left to prove it with."""
-        done = rotation.finished_at is not None and not rotation.sealed and rotation.vault_version is not None
-        return ERASE if done else None
+        """Erased from the journal when done: the secret is in Vault, or it was taken back and nobody uses it."""
+        if rotation.finished_at is None or rotation.sealed:
+            return None
+        return ERASE_SOON if rotation.vault_version is not None or rotation.result is Result.ROLLED_BACK else None
+
+    def _asleep(self, record: KeyRecord, key: ManagedKey, now: datetime) -> KeyRecord:
+        """A key whose rotation ends in this commit, with the time of its next look: one commit less than to park it."""
+        decision = decide(record, key.policy, now, observe=self._observe_only, adopt_rotates=key.adopt_rotates)
+        if isinstance(decision, Start):
+            return record
+        return replace(record, wake_at=decision.until or now + IDLE)
 
     def _park(self, record: KeyRecord, until: datetime | None) -> None:
         """Write down when this key wants attention again."""
-        wake = until or self.world.clock.now() + IDLE
+        now = self.world.clock.now()
+        wake = until or now + IDLE
+        if until is None and record.wake_at is not None and now + IDLE / 2 < record.wake_at <= wake:
+            return  # it sleeps long enough already
 
         def change(old: KeyRecord | None) -> KeyRecord:
             known = old if old is not None else record
@@ -501,12 +649,6 @@ class Engine:
 
             self.world.journal.save(key=name, change=change, rotation=waiting, history=[event])
         self.emit(event)
-
-
-def _plain(issued: Issued) -> bytes:
-    """What is sealed: the secret, and the little that a person would need to use it by hand."""
-    expires = issued.expires_at.isoformat() if issued.expires_at else None
-    return json.dumps({"id": issued.identity.id, "secret": issued.secret.reveal(), "expires_at": expires}).encode()
 
 
 def _known(record: KeyRecord | None, key: ManagedKey) -> KeyRecord:

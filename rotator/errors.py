@@ -34,6 +34,8 @@ class RotatorError(Exception):
     body: bytes | None = None
 
     def __init__(self, message: str, *, reason: Reason = Reason.UNFORESEEN) -> None:
+        # half a surrogate pair, from somebody's JSON, could be written neither to the journal nor to the log
+        message = message.encode(errors="replace").decode()
         super().__init__(message)
         self.message = message
         self.reason = reason

@@ -9,7 +9,7 @@ from typing import Any
 from rotator.app import App
 from rotator.control import NoSuchKey
 from rotator.errors import Permanent
-from rotator.keys import Hold, decide
+from rotator.keys import Hold, decide, resting
 from rotator.model import Result, Secret
 from rotator.reasons import Reason
 from rotator.views import iso, rotation_view
@@ -30,12 +30,16 @@ def run_once(app: App) -> bool:
     for name in app.engine.keys:
         _follow(app, name, deadline)
     ended = [r for r in world.journal.recent_rotations(limit=1000) if r.finished_at and r.finished_at >= started]
-    open_ones = world.journal.open_rotations().keys() & app.engine.keys.keys()
-    failed = any(rotation.result is not Result.SUCCEEDED for rotation in ended) or bool(open_ones)
+    unfinished = [
+        name
+        for name, rotation in world.journal.open_rotations().items()
+        if name in app.engine.keys and not resting(rotation)
+    ]
+    failed = any(rotation.result is not Result.SUCCEEDED for rotation in ended) or bool(unfinished)
     return failed or any(health.reason is not None for health in app.watcher.health().values())
 
 
-def rotate_here(app: App, name: str, *, now: bool, timeout: float) -> dict[str, Any]:
+def rotate_here(app: App, name: str, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
     """Rotate one key in this process; what the daemon's client returns as well.
 
     Raises: NoSuchKey.
@@ -45,19 +49,34 @@ def rotate_here(app: App, name: str, *, now: bool, timeout: float) -> dict[str, 
         raise NoSuchKey(name)
     _look(app)
     world = app.engine.world
-    app.control.rotate(name, now=now)
+    app.control.rotate(name, now=body.get("now") is True, compromised=body.get("compromised") is True)
     _follow(app, name, world.clock.monotonic() + timeout)
     record = world.journal.key(name)
     if record is not None and record.requested:
         decision = decide(record, key.policy, world.clock.now(), observe=False, adopt_rotates=key.adopt_rotates)
         if isinstance(decision, Hold):
             return {"held": {"reason": decision.reason.value, "until": iso(decision.until)}}
-    latest = world.journal.recent_rotations(key=name, limit=1)
+    return _latest(app, name)
+
+
+def roll_back_here(app: App, name: str, timeout: float) -> dict[str, Any]:
+    """Take a rotation back in this process.
+
+    Raises: NoSuchKey, Permanent.
+    """
+    _look(app)
+    app.control.rollback(name)
+    _follow(app, name, app.engine.world.clock.monotonic() + timeout)
+    return _latest(app, name)
+
+
+def _latest(app: App, name: str) -> dict[str, Any]:
+    latest = app.engine.world.journal.recent_rotations(key=name, limit=1)
     return rotation_view(latest[0]) if latest else {}
 
 
 def act_here(app: App, name: str, action: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Pause, resume or adopt without a daemon.
+    """Pause, resume, confirm or adopt without a daemon.
 
     Raises: NoSuchKey, Permanent, Transient.
     """
@@ -66,6 +85,8 @@ def act_here(app: App, name: str, action: str, body: Mapping[str, Any]) -> dict[
             return app.control.pause(name)
         case "resume":
             return app.control.resume(name)
+        case "confirm":
+            return app.control.confirm(name, str(body.get("consumer", "")))
         case "adopt":
             return app.control.adopt(name, Secret(str(body.get("secret", ""))))
         case _:
@@ -91,6 +112,8 @@ def _follow(app: App, name: str, deadline: float) -> None:
         left = timedelta(seconds=deadline - world.clock.monotonic())
         if record.wake_at is not None and record.wake_at - world.clock.now() > left:
             return
+        if resting(rotation):
+            return  # the consumers are proven; the old key's end is the next run's work
         if rotation.issues == 0 and rotation.reason is not None:
             return  # preflight refused: nothing was begun, and waiting here would not mend it
         world.stop.wait(_GLANCE)

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from rotator.lifecycle import Rotation
-from rotator.model import VERDICT_REASONS, ExpirySource, KeyState, Step, UpstreamKey, Verdict
+from rotator.frozen import replace
+from rotator.lifecycle import LAST_CHANCE_SHARE
+from rotator.model import (
+    VERDICT_REASONS,
+    Check,
+    ExpirySource,
+    Identity,
+    KeyState,
+    Step,
+    UpstreamKey,
+    Verdict,
+)
 from rotator.policy import Policy, held, rotate_at
 from rotator.reasons import Reason
+from rotator.rotation import Rotation
 
-# In quarantine one more rotation is begun on its own when this share of the life is left (design, "quarantine").
-LAST_CHANCE_SHARE = 0.05
 # Whatever a provider's dates say, a key is never rotated in a tight loop.
 LEAST_INTERVAL = timedelta(seconds=5)
 # How far our clock may be from the platform's time of issue, where its answer named none.
 GUESS = timedelta(seconds=30)
+# Keys that come due within this time count as due, when it is asked how many are.
+SOON = timedelta(hours=1)
 ISSUE_NOW = "now"
 ISSUE_IN_WINDOW = "window"
+COMPROMISED = "compromised"
+ROLL_BACK = "rollback"
 RESUMED = "resume"
+# What a person asks for that goes past windows, `min_interval`, quarantine and holds.
+FORCED = frozenset({ISSUE_NOW, COMPROMISED, ROLL_BACK})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +47,20 @@ class ConsumerFacts:
     confirmed_version: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: see `frozen`
 class KeyRecord:
-    """The facts of one key. `id` is the current identity at the provider."""
+    """The facts of one key.
+
+    `id` is the current identity at the provider, `identity` who that is at the broker (None: as the provider derives
+    it), `ids` all that this key ever had here, the configured one first.
+    """
 
     name: str
     provider: str
     id: str
+    identity: Identity | None = None
+    ids: tuple[str, ...] = ()
+    applied: str = ""  # whose answer the dates below are from
     first_seen_at: datetime | None = None
     listed_at: datetime | None = None
     issued_at: datetime | None = None
@@ -48,6 +70,7 @@ class KeyRecord:
     draw: float | None = None
     drawn_for: datetime | None = None
     rotate_at: datetime | None = None
+    planned_at: datetime | None = None  # what `rotate_at` was when this secret was first seen
     due_reason: Reason | None = None
     last_issue_at: datetime | None = None
     last_success_at: datetime | None = None
@@ -59,6 +82,10 @@ class KeyRecord:
     quarantine: Reason | None = None
     last_chance_used: bool = False
     requested: str = ""
+    vouched: tuple[str, ...] = ()  # consumers that a person has seen on the new secret
+    held_back: Reason | None = None  # why a due key is not begun, where that must be seen
+    checks: tuple[Check, ...] = ()  # of the last preflight
+    checked_at: datetime | None = None
     problem: Reason | None = None
     drift: Reason | None = None
     verdict: Verdict | None = None  # of the last probe of the current secret
@@ -79,6 +106,8 @@ class Start:
     trigger: Reason
     forced: bool = False
     last_chance: bool = False
+    no_grace: bool = False
+    restores: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +129,7 @@ def observed(record: KeyRecord, upstream: UpstreamKey | None, now: datetime, *, 
         record = _issue_time_learnt(record, upstream)
     if in_flight or later(record.issued_at, upstream.issued_at):
         return replace(record, listed_at=now, problem=upstream.problem)  # the list is older than what we know
+    record = replace(record, identity=upstream.identity or record.identity)
     seen = record.first_seen_at or now
     moved = record.adopted is True and later(upstream.issued_at, record.issued_at)
     if upstream.expires_at is not None and upstream.expires_at <= (upstream.issued_at or seen):
@@ -159,7 +189,7 @@ def scheduled(record: KeyRecord, policy: Policy, draw: float) -> KeyRecord:
     if record.issued_at is None and record.expires_at is None:
         return record
     if record.draw is None or record.drawn_for != record.issued_at:
-        record = replace(record, draw=draw, drawn_for=record.issued_at)
+        record = replace(record, draw=draw, drawn_for=record.issued_at, planned_at=None)
     due = rotate_at(
         policy,
         issued_at=record.issued_at,
@@ -174,6 +204,7 @@ def scheduled(record: KeyRecord, policy: Policy, draw: float) -> KeyRecord:
     return replace(
         record,
         rotate_at=due.at if due else None,
+        planned_at=record.planned_at or (due.at if due else None),
         due_reason=due.reason if due else None,
         problem=problem,
     )
@@ -183,8 +214,8 @@ def decide(record: KeyRecord, policy: Policy, now: datetime, *, observe: bool, a
     """Whether a rotation begins at `now`. Only for keys that have none in flight."""
     if observe:
         return Hold(reason=Reason.OBSERVE_MODE)
-    if record.requested == ISSUE_NOW:
-        return Start(trigger=Reason.REQUESTED, forced=True)
+    if record.requested in FORCED:
+        return _asked_for(record)
     if record.paused:
         return Hold(reason=Reason.PAUSED)
     if record.problem is not None and record.problem is not Reason.NO_EXPIRY:
@@ -210,8 +241,29 @@ def decide(record: KeyRecord, policy: Policy, now: datetime, *, observe: bool, a
     return Start(trigger=trigger)
 
 
+def _asked_for(record: KeyRecord) -> Start:
+    match record.requested:
+        case "compromised":
+            return Start(trigger=Reason.COMPROMISED, forced=True, no_grace=True)
+        case "rollback":
+            return Start(trigger=Reason.ROLLBACK_REQUESTED, forced=True, restores=(record.vault_version or 1) - 1)
+        case _:
+            return Start(trigger=Reason.REQUESTED, forced=True)
+
+
+def unexpected(record: KeyRecord, now: datetime) -> bool:
+    """Whether the key is due, or within the hour, against the plan that was made for its secret (rule 11).
+
+    A provider's list or a changed configuration moved its date; dates that come as planned are never unexpected.
+    """
+    due, planned = record.rotate_at, record.planned_at
+    return due is not None and planned is not None and due < planned and due <= now + SOON < planned
+
+
 def state(record: KeyRecord, rotation: Rotation | None, now: datetime) -> KeyState:
     """The one state in which the key is shown."""
+    if rotation is not None and resting(rotation):
+        rotation = None  # all that is left is the old key's end
     waiting_for_promote = rotation is not None and rotation.answered_at is not None
     checks = (
         (
@@ -219,7 +271,7 @@ def state(record: KeyRecord, rotation: Rotation | None, now: datetime) -> KeySta
             KeyState.QUARANTINED,
         ),
         (record.expires_at is not None and now >= record.expires_at and not waiting_for_promote, KeyState.EXPIRED),
-        (record.problem is not None, KeyState.BLOCKED),
+        (record.problem is not None or (record.held_back is not None and rotation is None), KeyState.BLOCKED),
         (record.paused and rotation is not None and may_be_cut_short(rotation), KeyState.PAUSED),
         (rotation is not None and rotation.attempts == 0, KeyState.ROTATING),
         (rotation is not None, KeyState.OVERDUE if past(record.rotate_at, now) else KeyState.ROTATING),
@@ -246,7 +298,7 @@ def needs_a_person(record: KeyRecord, shown: KeyState) -> Reason | None:
     if record.verdict in {Verdict.REFUSED, Verdict.SUBSCRIPTION_REFUSED}:
         return VERDICT_REASONS[record.verdict]
     if shown in {KeyState.OVERDUE, KeyState.EXPIRED, KeyState.QUARANTINED, KeyState.BLOCKED}:
-        return record.problem or record.quarantine or record.last_reason or Reason.EXPIRED
+        return record.problem or record.held_back or record.quarantine or record.last_reason or Reason.EXPIRED
     # nothing will ever make this key due, and only its provider's dates are to blame
     return Reason.EXPIRY_IMPLAUSIBLE if record.implausible and record.rotate_at is None else None
 
@@ -262,7 +314,13 @@ def versions_behind(record: KeyRecord, consumer: str) -> int:
 
 def may_be_cut_short(rotation: Rotation) -> bool:
     """Whether nothing irreversible has happened yet, so that a pause may end it."""
-    return rotation.step in {Step.PREFLIGHT, Step.ISSUE} and rotation.issues == 0
+    return rotation.step in {Step.PREFLIGHT, Step.CHOOSE, Step.ISSUE} and rotation.issues == 0
+
+
+def resting(rotation: Rotation) -> bool:
+    """Whether the consumers are proven on the new secret, and the old key only waits for its end."""
+    waiting = rotation.step in {Step.DEACTIVATE, Step.RECONFIRM, Step.DELETE}
+    return waiting and rotation.rolling_back is None and rotation.reason is None
 
 
 def _trigger(record: KeyRecord, now: datetime, *, adopt_rotates: bool) -> Reason | None:

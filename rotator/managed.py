@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from rotator.lifecycle import Limits
 from rotator.model import Identity, ProbeTarget, Secret
 from rotator.policy import Policy
 from rotator.ports import Consumer, Provider, Watch
+from rotator.rotation import Limits
 from rotator.templates import render
 
 
@@ -58,6 +58,13 @@ class ManagedKey:
         for field, template in self.fields.items():
             if template == "{secret}" and data is not None and isinstance(value := data.get(field), str) and value:
                 return Secret(value)
+        return None
+
+    def id_of(self, data: Mapping[str, object] | None) -> str | None:
+        """The id inside Vault's data, where a field holds just that."""
+        for field, template in self.fields.items():
+            if template == "{id}" and data is not None and isinstance(value := data.get(field), str) and value:
+                return value
         return None
 
     def ours(self, data: Mapping[str, object] | None) -> dict[str, object]:

@@ -104,6 +104,9 @@ class Metrics:
                 self._steps.labels(event.provider, event.step.value, event.result, reason).inc()
                 if event.seconds is not None:
                     self._step_seconds.labels(event.provider, event.step.value).observe(event.seconds)
+            case "held" if event.step is not None:
+                reason = event.reason.value if event.reason else ""
+                self._steps.labels(event.provider, event.step.value, "held", reason).inc()
             case "rotation_ended":
                 self._rotations.labels(event.provider, event.result).inc()
             case "gap" if event.seconds is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -54,15 +55,18 @@ def utc(moment: datetime) -> datetime:
 
 
 class Strategy(StrEnum):
-    """How a key is replaced; issue 3 adds the other two."""
+    """How a key gets its new secret (design, "Words" and "The way a rotation goes")."""
 
-    IN_PLACE = "in_place"
+    IN_PLACE = "in_place"  # same identity, the provider makes the secret, the old one is dead at once
+    REPLACE = "replace"  # a new identity beside the old one, which is retired at the end
+    CHOSEN = "chosen"  # same identity, the secret is ours to choose, so it is sealed before the call
 
 
 class Step(StrEnum):
-    """The steps of a rotation, in the order of *in place* (design, "The way a rotation goes")."""
+    """The steps of a rotation; `lifecycle` has their order for each strategy."""
 
     PREFLIGHT = "preflight"
+    CHOOSE = "choose"  # chosen by the caller: make the secret and seal it, before anybody hears of it
     ISSUE = "issue"
     LOOK = "look"  # the issue call's answer never came: look at the provider before anything else
     PROBE = "probe"
@@ -71,6 +75,13 @@ class Step(StrEnum):
     RESTART = "restart"
     CONFIRM = "confirm"
     SETTLE = "settle"
+    DEACTIVATE = "deactivate"  # replace: the old secret is made useless, which can be taken back
+    RECONFIRM = "reconfirm"  # replace: the consumers still run, now that the old secret is useless
+    DELETE = "delete"  # replace: after the grace period, the old key is gone for good
+    REACTIVATE = "reactivate"  # a failed second confirmation
+    WAY_BACK = "way_back"  # does the old secret still work? (chosen: set it again first)
+    REVERT = "revert"  # the previous data as a new version in Vault
+    CLEAN = "clean"  # delete keys that this rotation made and nobody uses
     FINISH = "finish"  # did somebody issue after us? (rule 4)
 
 
@@ -118,7 +129,9 @@ class Identity:
 class UpstreamKey:
     """What the provider's list says of one key; never a secret.
 
-    `problem` is set by the provider when the key can't serve as an MQTT credential (revoked, role missing).
+    `problem` is set by the provider when the key can't serve as an MQTT credential (revoked, role missing, inactive).
+    `marker` is ours (`marker_in`), found in the name, description or metadata of a key that a rotation made.
+    `identity` is set where the list says more than the id about who the key is at the broker.
     """
 
     id: str
@@ -127,6 +140,8 @@ class UpstreamKey:
     expires_at: datetime | None = None
     expiry_source: ExpirySource | None = None
     problem: Reason | None = None
+    marker: str = ""
+    identity: Identity | None = None
 
     def __post_init__(self) -> None:
         aware(self.issued_at, "issued_at")
@@ -146,6 +161,24 @@ class Issued:
     def __post_init__(self) -> None:
         aware(self.issued_at, "issued_at")
         aware(self.expires_at, "expires_at")
+
+
+MARKER: Final = re.compile(r"rotator-[0-9a-f]{12}-[0-9]+")
+
+
+def marker_in(text: str) -> str:
+    """The marker of a rotation inside a key's name or description; empty where there is none."""
+    found = MARKER.search(text)
+    return found.group() if found else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that preflight looked at (rule 8)."""
+
+    name: str
+    ok: bool
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ credential; paho shows them as 134 and 135, the codes of MQTT 5 (platforms.md, "
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import secrets
@@ -20,12 +21,13 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import paho.mqtt.client as paho
 import structlog
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.exception import MQTTException
 from paho.mqtt.reasoncodes import ReasonCode
 
 from rotator.errors import Permanent, RotatorError, Transient
@@ -103,6 +105,20 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
     return _context(ca_file, (status.st_mtime_ns, status.st_size))
 
 
+@contextlib.contextmanager
+def mapped(what: str) -> Iterator[None]:
+    """Make what paho, the network and TLS raise inside the block ours: Transient BROKER_UNREACHABLE."""
+    try:
+        yield
+    except UnicodeEncodeError:  # its text would show a character of the secret
+        raise unreachable(f"{what}: a value can't be sent as UTF-8") from None
+    except struct.error as exc:
+        raise unreachable(f"{what}: a value is longer than MQTT's 65535 bytes, or an answer is cut short") from exc
+    # ValueError: a host or a port that can't be one; LookupError and MQTTException: an answer that is no MQTT
+    except (OSError, ValueError, LookupError, MQTTException) as exc:
+        raise unreachable(f"{what}: {one_line(exc)}") from exc
+
+
 def words(code: ReasonCode) -> str:
     """A CONNACK's or SUBACK's code in the broker's words: `Not authorized (code 135)`."""
     return f"{code.getName()} (code {code.value})"
@@ -116,30 +132,37 @@ class Link:
         client_id: the client id; never empty.
         keepalive: seconds.
         on_message: called in `turn` with topic, payload and whether it was retained.
+        version_5: speak MQTT 5, where the broker is known to.
     """
 
     def __init__(
-        self, target: ProbeTarget, *, client_id: str, keepalive: int = 30, on_message: Message | None = None
+        self,
+        target: ProbeTarget,
+        *,
+        client_id: str,
+        keepalive: int = 30,
+        on_message: Message | None = None,
+        version_5: bool = False,
     ) -> None:
         self.connack: ReasonCode | None = None
         self.suback: ReasonCode | None = None
         self._cancelled = False
         self._target, self._keepalive, self._on_message = target, keepalive, on_message
-        self._client = _Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            clean_session=True,
-            protocol=MQTTProtocolVersion.MQTTv311,
-            transport="websockets" if target.transport == "websockets" else "tcp",
-            reconnect_on_failure=False,
-        )
+        self._where = f"{target.host}:{target.port}"
+        with mapped(self._where):
+            self._client = _Client(
+                CallbackAPIVersion.VERSION2,
+                client_id=client_id,
+                clean_session=None if version_5 else True,  # 5 has no such flag: its session ends with the connection
+                protocol=MQTTProtocolVersion.MQTTv5 if version_5 else MQTTProtocolVersion.MQTTv311,
+                transport="websockets" if target.transport == "websockets" else "tcp",
+                reconnect_on_failure=False,
+            )
         self._client.on_connect = self._connected
         self._client.on_subscribe = self._subscribed
         self._client.on_message = self._received
-        try:
+        with mapped(self._where):  # no file descriptor left
             self._wake_read, self._wake_write = socket.socketpair()
-        except OSError as exc:  # no file descriptor left
-            raise unreachable(one_line(exc)) from exc
 
     def open(self, timeout: float = CONNECT_TIMEOUT) -> None:
         """Connect the socket and send CONNECT; the answer comes with `turn`, in `connack`.
@@ -147,7 +170,7 @@ class Link:
         Raises: Transient (BROKER_UNREACHABLE) for whatever the network, the name or TLS do.
         """
         target = self._target
-        try:
+        with mapped(self._where):
             if target.tls:
                 self._client.tls_set_context(tls_context(target.ca_file))
             if target.username or target.password:
@@ -155,24 +178,23 @@ class Link:
             self._client.connect_timeout = max(0.001, timeout)
             self._client.connect(target.host, target.port, keepalive=self._keepalive)
             quick(self._client.socket())  # not before: sending CONNECT turns the delayed acknowledgement on again
-        except UnicodeEncodeError:  # its text would show a character of the secret
-            raise unreachable(f"{target.host}: host, username or password can't be sent as UTF-8") from None
-        except struct.error as exc:
-            raise unreachable("the username or the password is longer than MQTT's 65535 bytes") from exc
-        except (OSError, ValueError) as exc:  # ValueError: a host or a port that can't be one
-            raise unreachable(f"{target.host}:{target.port}: {one_line(exc)}") from exc
 
     def subscribe(self, topic_filter: str) -> None:
         """Send SUBSCRIBE with QoS 0; the answer comes with `turn`, in `suback`.
 
-        Raises: Permanent (SUBSCRIPTION_REFUSED) where no broker could take the filter.
+        Raises:
+            Permanent: SUBSCRIPTION_REFUSED, where no broker could take the filter.
+            Transient: BROKER_UNREACHABLE, when the connection is gone.
         """
         self.suback = None
-        try:
-            self._client.subscribe(topic_filter)
+        with mapped(self._where):
+            try:
+                self._client.subscribe(topic_filter)
+            except OSError:  # a certificate's is a ValueError as well, and says nothing of the filter
+                raise
+            except ValueError as exc:
+                raise Permanent(f"not an MQTT filter: {one_line(exc)}", reason=Reason.SUBSCRIPTION_REFUSED) from exc
             quick(self._client.socket())
-        except ValueError as exc:
-            raise Permanent(f"not an MQTT filter: {one_line(exc)}", reason=Reason.SUBSCRIPTION_REFUSED) from exc
 
     def turn(self, timeout: float) -> None:
         """Wait for up to `timeout` seconds for something to happen, and do what it asks for.
@@ -182,18 +204,16 @@ class Link:
         sock: Any = self._client.socket()  # paho names no type that covers a socket, a TLS socket and its web socket
         if sock is None or self._cancelled:
             raise unreachable("the connection is closed")
-        pending = sock.pending() if hasattr(sock, "pending") else 0  # decrypted bytes, which no selector sees
-        try:
+        with mapped(self._where):
+            pending = sock.pending() if hasattr(sock, "pending") else 0  # decrypted bytes, which no selector sees
             happened = self._wait(sock, 0 if pending else max(0.0, timeout))
-        except OSError as exc:  # no file descriptor left for the selector
-            raise unreachable(one_line(exc)) from exc
-        result = MQTTErrorCode.MQTT_ERR_SUCCESS
-        if pending or happened & selectors.EVENT_READ:
-            result = self._client.loop_read()
-        if result == MQTTErrorCode.MQTT_ERR_SUCCESS and happened & selectors.EVENT_WRITE:
-            result = self._client.loop_write()
-        if result == MQTTErrorCode.MQTT_ERR_SUCCESS:
-            result = self._client.loop_misc()
+            result = MQTTErrorCode.MQTT_ERR_SUCCESS
+            if pending or happened & selectors.EVENT_READ:
+                result = self._client.loop_read()
+            if result == MQTTErrorCode.MQTT_ERR_SUCCESS and happened & selectors.EVENT_WRITE:
+                result = self._client.loop_write()
+            if result == MQTTErrorCode.MQTT_ERR_SUCCESS:
+                result = self._client.loop_misc()
         if result != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise unreachable(paho.error_string(result).rstrip("."))
 
@@ -217,7 +237,8 @@ class Link:
         """Say DISCONNECT where a connection stands, and give everything back. Never raises, may be repeated."""
         sock = self._client.socket()
         if sock is not None:
-            self._client.disconnect()  # closes the socket once the packet is out
+            with contextlib.suppress(Transient), mapped(self._where):
+                self._client.disconnect()  # closes the socket once the packet is out
             if self._client.socket() is not None:
                 sock.close()
         if self._client.opened is not None:
@@ -233,8 +254,12 @@ class Link:
             self.suback = codes[0]
 
     def _received(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # no MQTT topic, so no news of anybody's; the connection is worth more
+            return
         if self._on_message is not None:
-            self._on_message(message.topic, bytes(message.payload), message.retain)
+            self._on_message(topic, bytes(message.payload), message.retain)
         quick(client.socket())
 
 
@@ -349,6 +374,9 @@ class Subscription:
             except RotatorError as exc:
                 if self._lost(f"{exc.reason.value}: {exc.message}"):
                     delay = self.RETRY[0]
+            except Exception:  # a fault of our own ends the thread; a watch that no longer hears must not seem to
+                self._lost(Reason.UNFORESEEN.value)
+                raise
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, delay)
             delay = min(2 * delay, self.RETRY[1])

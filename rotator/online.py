@@ -14,7 +14,8 @@ from rotator.managed import ConsumerLink, ManagedKey
 from rotator.model import VERDICT_REASONS, Secret, UpstreamKey, Verdict
 from rotator.ports import Provider
 from rotator.reasons import Reason
-from rotator.settings import Settings
+from rotator.sealing import prove, transit
+from rotator.settings import Settings, TransitSeal
 from rotator.steps import find
 from rotator.verify import MqttProber
 
@@ -23,7 +24,7 @@ def check_online(settings: Settings) -> list[dict[str, Any]]:
     """One entry a check: `{"what": …, "ok": bool, "detail": …, "reason": name or None}`."""
     with ExitStack() as stack:
         parts = wire(settings, stack, SystemClock(), lambda _done: None)
-        return list(_checks(parts))
+        return [*_checks(parts), *_sealed(settings, parts)]
 
 
 def _checks(parts: Parts) -> Iterator[dict[str, Any]]:
@@ -44,6 +45,13 @@ def _checks(parts: Parts) -> Iterator[dict[str, Any]]:
                 yield _tried(
                     f"key {key.name}: proof of {link.consumer.name}", partial(_watch, key, link), "can be seen"
                 )
+
+
+def _sealed(settings: Settings, parts: Parts) -> Iterator[dict[str, Any]]:
+    """Whether Vault's transit engine wraps and unwraps for us; a key file needs nobody."""
+    seal = settings.state.seal
+    if isinstance(seal, TransitSeal):
+        yield _tried("seal", lambda: prove(transit(seal, lambda: parts.store)), "Vault wraps and unwraps data keys")
 
 
 def _watch(key: ManagedKey, link: ConsumerLink) -> None:

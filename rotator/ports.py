@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rotator.model import (
     Identity,
@@ -16,8 +16,10 @@ from rotator.model import (
     ProbeTarget,
     RequestDone,
     RotationEvent,
+    Secret,
     Sighting,
     StoredSecret,
+    Strategy,
     Ticket,
     UpstreamKey,
 )
@@ -39,11 +41,16 @@ class Clock(Protocol):
 
 
 class Provider(Protocol):
-    """A platform that issues keys."""
+    """A platform that issues keys. How it does so is `strategy`; the verbs for it are in the Protocols below."""
 
     @property
     def name(self) -> str:
         """The name in the configuration."""
+        ...
+
+    @property
+    def strategy(self) -> Strategy:
+        """How this platform's keys get a new secret."""
         ...
 
     @property
@@ -52,7 +59,10 @@ class Provider(Protocol):
         ...
 
     def identity(self, id: str) -> Identity:
-        """What an id is at the broker (Haltian: the username is the id)."""
+        """What an id is at the broker (Haltian: the username is the id), without asking anybody.
+
+        Where the platform's list says more (`UpstreamKey.identity`), that is used instead.
+        """
         ...
 
     def list_keys(self) -> Sequence[UpstreamKey]:
@@ -61,6 +71,15 @@ class Provider(Protocol):
         Raises: Transient, Permanent.
         """
         ...
+
+    def close(self) -> None:
+        """Log out and give back connections; never raises."""
+        ...
+
+
+@runtime_checkable
+class InPlace(Provider, Protocol):
+    """A platform that makes a new secret for the same identity and kills the old one at once."""
 
     def issue(self, identity: Identity) -> Issued:
         """Have a new secret issued, in place. Never repeated inside: one call is one request.
@@ -72,8 +91,69 @@ class Provider(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Log out and give back connections; never raises."""
+
+@runtime_checkable
+class Replacing(Provider, Protocol):
+    """A platform where a second key is made beside the old one."""
+
+    @property
+    def deactivates(self) -> bool:
+        """Whether a key can be made useless without being deleted, and be brought back."""
+        ...
+
+    def create(self, identity: Identity, marker: str) -> Issued:
+        """Make a key with all rights and restrictions of `identity`, marked so that a list shows whose it is.
+
+        Never repeated inside. `marker` matches `model.MARKER` and is new for each call; a key that has an older marker
+        in its name keeps the rest of that name.
+
+        Raises:
+            Transient, Permanent: nothing was made.
+            UnknownOutcome: a key may have been made.
+            BadAnswer: an answer came that holds no usable secret; a key may have been made.
+        """
+        ...
+
+    def deactivate(self, identity: Identity) -> None:
+        """Make a key useless. Inactive already, or gone, is success. Called only where `deactivates`.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+    def reactivate(self, identity: Identity) -> None:
+        """Take a deactivation back. Active already is success.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+    def delete(self, id: str) -> None:
+        """Delete a key. Absent is success.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+
+@runtime_checkable
+class Choosing(Provider, Protocol):
+    """A broker or platform where the caller chooses the secret."""
+
+    def choose(self) -> Secret:
+        """A new random secret that fulfils the platform's rules; nobody hears of it yet."""
+        ...
+
+    def set_secret(self, identity: Identity, secret: Secret) -> Issued:
+        """Make `secret` the secret of `identity`; safe to repeat with the same one.
+
+        What else belongs to the credential (tags, roles, limits) stays as it is. A credential that does not exist is
+        not created: Permanent KEY_UNKNOWN.
+
+        Raises:
+            Transient, Permanent: the old secret is still the one.
+            UnknownOutcome: the request may have taken effect.
+        """
         ...
 
 
@@ -88,8 +168,12 @@ class Store(Protocol):
         """Raise when this path could not be read and written now (reachability, token life, capabilities)."""
         ...
 
-    def read(self, path: str) -> StoredSecret:
-        """The current version; `StoredSecret(version=0, data=None)` where nothing was ever written."""
+    def read(self, path: str, version: int | None = None) -> StoredSecret:
+        """The current version; `StoredSecret(version=0, data=None)` where nothing was ever written.
+
+        Args:
+            version: an older one instead; `data` is None where it is deleted, destroyed or pushed out.
+        """
         ...
 
     def put(self, path: str, fields: Mapping[str, str], *, expected: Mapping[str, str | None] | None = None) -> int:

@@ -15,6 +15,7 @@ class Reason(StrEnum):
     MAX_AGE = "max_age"
     EXPIRED = "expired"
     REQUESTED = "requested"
+    COMPROMISED = "compromised"
     # why a due key is not rotated now
     NOT_DUE = "not_due"
     PAUSED = "paused"
@@ -23,6 +24,7 @@ class Reason(StrEnum):
     BLACKOUT = "blackout"
     MIN_INTERVAL = "min_interval"
     CLOCK_SKEW = "clock_skew"
+    STAMPEDE = "stampede"
     BACKOFF = "backoff"
     WAITING_FOR_ADOPTION = "waiting_for_adoption"
     QUARANTINED = "quarantined"
@@ -39,6 +41,7 @@ class Reason(StrEnum):
     ANSWER_LOST = "answer_lost"
     KEY_UNKNOWN = "key_unknown"
     KEY_REVOKED = "key_revoked"
+    KEY_INACTIVE = "key_inactive"
     ROLE_MISSING = "role_missing"
     NO_EXPIRY = "no_expiry"
     EXPIRY_IMPLAUSIBLE = "expiry_implausible"
@@ -52,6 +55,7 @@ class Reason(StrEnum):
     VAULT_UNAVAILABLE = "vault_unavailable"
     VAULT_CONFLICT = "vault_conflict"
     VAULT_PATH_INVALID = "vault_path_invalid"
+    VAULT_TRANSIT = "vault_transit"
     VAULT_DRIFT = "vault_drift"
     # the broker
     SECRET_REFUSED = "secret_refused"
@@ -65,12 +69,16 @@ class Reason(StrEnum):
     CONSUMER_CRASHED = "consumer_crashed"
     CONSUMER_NOT_CONFIRMED = "consumer_not_confirmed"
     EVIDENCE_LOST = "evidence_lost"
+    ROLLBACK_REQUESTED = "rollback_requested"
+    ROLLBACK_FAILED = "rollback_failed"
+    ROLLBACK_IMPOSSIBLE = "rollback_impossible"
     # the daemon itself
     JOURNAL_LOCKED = "journal_locked"
     JOURNAL_UNWRITABLE = "journal_unwritable"
     JOURNAL_UNREADABLE = "journal_unreadable"
     SEAL_KEY_MISSING = "seal_key_missing"
     SEAL_BROKEN = "seal_broken"
+    SECRET_FORGOTTEN = "secret_forgotten"
     SECRET_REFERENCE = "secret_reference"
     LISTEN_FAILED = "listen_failed"
     BAD_REQUEST = "bad_request"
@@ -85,6 +93,7 @@ ADVICE: dict[Reason, str] = {
     Reason.MAX_AGE: "Nothing: the key is rotated now.",
     Reason.EXPIRED: "Consumers are probably down. Look at the reason beside it; `rotator rotate KEY --now` tries at once.",
     Reason.REQUESTED: "Nothing: somebody asked for this rotation.",
+    Reason.COMPROMISED: "Nothing: somebody said that the old secret is known to others; it is retired without a grace period.",
     Reason.NOT_DUE: "Nothing.",
     Reason.PAUSED: "`rotator resume KEY` when the reason for the pause is gone.",
     Reason.OBSERVE_MODE: "Set `mode: manage` when the plan looks right.",
@@ -92,6 +101,7 @@ ADVICE: dict[Reason, str] = {
     Reason.BLACKOUT: "Wait for the blackout's end, or `rotator rotate KEY --now`.",
     Reason.MIN_INTERVAL: "Wait, or `rotator rotate KEY --now`.",
     Reason.CLOCK_SKEW: "This host's clock and the peer's are more than five minutes apart: mend the clock; `rotator rotate KEY --now` goes on.",
+    Reason.STAMPEDE: "More keys than `max_due_share` came due at once against the plan: look at the dates in `rotator status`, at the provider and at the last change of the configuration, then `rotator resume --all`.",
     Reason.BACKOFF: "Look at the failure before it; the next try is at the time shown.",
     Reason.WAITING_FOR_ADOPTION: (
         "Vault has no secret for this key yet: `rotator adopt KEY` brings the existing one, `rotator rotate KEY` makes a"
@@ -110,6 +120,7 @@ ADVICE: dict[Reason, str] = {
     Reason.ANSWER_LOST: "Nothing at first: a secret was issued and its answer never arrived; a new one is issued.",
     Reason.KEY_UNKNOWN: "The provider does not list this id: correct `keys.KEY.id`, or remove the key from the configuration.",
     Reason.KEY_REVOKED: "The key was revoked at the provider: create a new one there and change `keys.KEY.id`.",
+    Reason.KEY_INACTIVE: "The key is inactive or disabled at the provider, and stays so: activate it there, or remove it from the configuration.",
     Reason.ROLE_MISSING: "Assign the MqttIntegrator role to the key at the provider (seed 000, step 4).",
     Reason.NO_EXPIRY: "The provider names no expiry: set `rotate.max_age` for this key.",
     Reason.EXPIRY_IMPLAUSIBLE: "The expiry lies in the past or can't be derived: check the provider, this host's clock and `lifetime`.",
@@ -125,6 +136,7 @@ ADVICE: dict[Reason, str] = {
         " or set `on_conflict: take_over`."
     ),
     Reason.VAULT_PATH_INVALID: "Check `vault.mount` and `keys.KEY.vault.path`: no KV version 2 engine answers there.",
+    Reason.VAULT_TRANSIT: "Check `state.seal`: no transit engine with this key answers there, or its policy refuses; `vault write -f MOUNT/keys/KEY` makes the key.",
     Reason.VAULT_DRIFT: "Vault no longer holds what this daemon left there: compare versions, then `rotator rotate KEY`.",
     Reason.SECRET_REFUSED: "The broker refuses the secret: check `verify` (host, port, username template) and the key at the provider.",
     Reason.SUBSCRIPTION_REFUSED: "The broker let the key in but refused the filter: check `verify.subscribe` and the key's role and integration.",
@@ -136,11 +148,15 @@ ADVICE: dict[Reason, str] = {
     Reason.CONSUMER_CRASHED: "The consumer started and died again: look at its own log. Once it runs on the current version, `rotator resume KEY` closes the case.",
     Reason.CONSUMER_NOT_CONFIRMED: "The consumer was restarted but nothing proves that it runs on the new secret: look at its log and at `confirm`. Once it runs on the current version, `rotator resume KEY` closes the case.",
     Reason.EVIDENCE_LOST: "Nothing: the daemon was away while the consumer restarted, so it restarts it again to see it connect.",
+    Reason.ROLLBACK_REQUESTED: "Nothing: a person took this rotation back. `rotator resume KEY` when the key may be rotated again.",
+    Reason.ROLLBACK_FAILED: "There is no way back, and neither key was retired: look at both keys at the provider and at the consumers, then `rotator resume KEY`.",
+    Reason.ROLLBACK_IMPOSSIBLE: "Nothing can be taken back: the old secret is gone. `rotator rotate KEY --now` makes a new one.",
     Reason.JOURNAL_LOCKED: "Another rotator holds this journal: ask it (`rotator status`), or stop it first.",
     Reason.JOURNAL_UNWRITABLE: "Check the disk and the permissions of the state directory at once: a secret may be waiting in memory.",
     Reason.JOURNAL_UNREADABLE: "Bring the journal back from a backup, or move it aside (`status` then adopts from Vault).",
-    Reason.SEAL_KEY_MISSING: "Bring the seal key file back: secrets wait in the journal that only it can open.",
+    Reason.SEAL_KEY_MISSING: "Bring the seal key back that the message names; `rotator seal forget KEY` accepts that what waits under it is lost.",
     Reason.SEAL_BROKEN: "The sealed record can't be opened with this seal key: bring the key that sealed it.",
+    Reason.SECRET_FORGOTTEN: "Nothing: somebody accepted the loss of a sealed secret (`rotator seal forget KEY`); the key is rotated again.",
     Reason.SECRET_REFERENCE: "The file, credential or variable that holds a secret can't be read: see the message.",
     Reason.LISTEN_FAILED: "Another process has the address of `http.listen`: stop it, or choose another.",
     Reason.BAD_REQUEST: "Correct the request: see the message.",
@@ -156,6 +172,9 @@ NEEDS_A_PERSON: frozenset[Reason] = frozenset(
     {
         Reason.KEY_UNKNOWN,
         Reason.KEY_REVOKED,
+        Reason.KEY_INACTIVE,
+        Reason.STAMPEDE,
+        Reason.ROLLBACK_FAILED,
         Reason.ROLE_MISSING,
         Reason.NO_EXPIRY,
         Reason.ISSUED_ELSEWHERE,

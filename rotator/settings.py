@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import Discriminator, Tag, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rotator.config_faults import add_faults, dotted
@@ -46,9 +46,11 @@ from rotator.config_types import (
     ShareOf,
     SqliteUrl,
     Text,
+    VaultPath,
     choice,
     nearest,
     split_address,
+    tag_of,
 )
 from rotator.durations import Share
 from rotator.errors import ConfigError
@@ -74,6 +76,7 @@ __all__ = [
     "State",
     "SystemdConsumer",
     "TokenAuth",
+    "TransitSeal",
     "Vault",
     "VaultTarget",
     "Verify",
@@ -100,6 +103,8 @@ CA_POSITIONS: Final[tuple[Where, ...]] = (
     ("consumers", "*", "confirm", "broker", "ca_file"),
     ("consumers", "*", "confirm", "heartbeat", "ca_file"),
 )
+# The kinds of provider that make a new key beside the old one.
+REPLACING: Final = frozenset({"losant"})
 # Where secret references stand; `*` is any name.
 SECRET_POSITIONS: Final[tuple[Where, ...]] = (
     ("http", "admin_token"),
@@ -107,19 +112,32 @@ SECRET_POSITIONS: Final[tuple[Where, ...]] = (
     ("vault", "auth", "role_id"),
     ("vault", "auth", "secret_id"),
     ("providers", "*", "password"),
+    ("providers", "*", "token"),
     ("consumers", "*", "confirm", "broker", "password"),
     ("consumers", "*", "confirm", "heartbeat", "password"),
 )
 
 
 class FileSeal(Part):
-    """The key that seals waiting secrets lies in a file; it is made at the first start."""
+    """The key that seals waiting secrets lies in a file; it is made with the journal."""
 
     kind: Literal["file"] = "file"
     path: Text = "state/seal.key"
 
 
-Seal = Annotated[FileSeal, choice("kind", ["file"], ["vault-transit"])]
+class TransitSeal(Part):
+    """The key that seals waiting secrets is one of Vault's transit engine, reached as the secrets' store is."""
+
+    kind: Literal["vault-transit"]
+    mount: VaultPath = "transit"
+    key: Name = "rotator"
+
+
+Seal = Annotated[
+    Annotated[FileSeal, Tag("<file>")] | Annotated[TransitSeal, Tag("<vault-transit>")],
+    Discriminator(tag_of("kind")),
+    choice("kind", ["file", "vault-transit"]),
+]
 
 
 class State(Part):
@@ -251,6 +269,11 @@ def notices(settings: Settings) -> list[str]:
         found.append("on_drift: restore has no effect in this version; drift is reported, as with `alert`")
     if "max_due_share" in settings.model_fields_set:
         found.append("max_due_share has no effect in this version")
+    seal = settings.state.seal
+    if isinstance(seal, FileSeal) and _beside(Path(seal.path), settings.state.path):
+        found.append(
+            f"the seal key {seal.path} lies beside the journal: whoever copies the folder has both; keep it elsewhere"
+        )
     for name, consumer in settings.consumers.items():
         found += [
             f"consumers.{name}.{option} has no effect on keys that are replaced in place: all restart at once"
@@ -264,6 +287,11 @@ def notices(settings: Settings) -> list[str]:
             if getattr(key, option) is not None
         ]
     return found
+
+
+def _beside(key: Path, journal: Path) -> bool:
+    """Whether a key file is there, and in the journal's own folder."""
+    return key.exists() and key.parent.resolve() == journal.parent.resolve()
 
 
 def _tidy(tree: Tree) -> None:

@@ -1,27 +1,31 @@
 """The steps of a rotation as they are done to the world: each takes the record and returns an outcome.
 
-Nothing here decides what comes next; `lifecycle` does. Nothing here writes the journal; `engine` does.
+Nothing here decides what comes next; `lifecycle` does. Nothing here writes the journal; `engine` does. The steps that
+take something away (deactivate, delete, the way back) are in `retiring`.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from rotator.claims import ClockSkew
 from rotator.errors import Conflict, Permanent, RotatorError, Stopping, Transient, UnknownOutcome
+from rotator.evidence import Evidence
 from rotator.journal.seal import Fingerprints, Seal
 from rotator.journal.sqlite import SqliteJournal
-from rotator.keys import later
-from rotator.lifecycle import (
-    ConfirmDone,
-    ConsumerProgress,
+from rotator.managed import ConsumerLink, ManagedKey
+from rotator.model import Check, Secret, Step, Strategy, Ticket, UpstreamKey, Verdict
+from rotator.ports import Choosing, Clock, InPlace, Prober, Replacing, Store
+from rotator.reasons import Reason
+from rotator.rotation import (
     DeliverDone,
     Failed,
-    FinishDone,
     LookDone,
     Outcome,
     PreflightDone,
@@ -31,13 +35,6 @@ from rotator.lifecycle import (
     Rotation,
     SettleDone,
 )
-from rotator.managed import ConsumerLink, ManagedKey
-from rotator.model import Secret, Sighting, Step, Ticket, UpstreamKey
-from rotator.ports import Clock, Prober, Store, Watch
-from rotator.reasons import Reason
-
-# How long one wait for new evidence lasts before the stop flag is looked at again, in seconds.
-_GLANCE = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,55 +49,34 @@ class World:
     fingerprints: Fingerprints
     stop: threading.Event  # set when the grace of a shutdown is over
     on_conflict_take_over: bool = False
+    skew: ClockSkew = field(default_factory=ClockSkew)
 
 
-class Steps:
-    """Runs steps, and keeps what only lives in memory between them: open watches and unsealed secrets."""
+class Secrets:
+    """The secrets of the rotations in flight: from memory, from the seal, or (the old ones) from Vault's versions."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._watches: dict[tuple[str, str], Watch] = {}
-        self._secrets: dict[str, Secret] = {}
+        self._known: dict[str, Secret] = {}
         self._lock = threading.Lock()
-
-    def run(self, step: Step, key: ManagedKey, rotation: Rotation) -> Outcome:
-        """Do one step. `ISSUE` is not among them: the engine does it, since its answer and its seal are one commit.
-
-        Raises: RotatorError.
-        """
-        steps: dict[Step, Callable[[ManagedKey, Rotation], Outcome]] = {
-            Step.PREFLIGHT: self._preflight,
-            Step.LOOK: self._look,
-            Step.PROBE: self._probe,
-            Step.PROMOTE: self._promote,
-            Step.DELIVER: lambda _key, _rotation: DeliverDone(),
-            Step.RESTART: self._restart,
-            Step.CONFIRM: self._confirm,
-            Step.SETTLE: self._settle,
-            Step.FINISH: self._finish,
-        }
-        return steps[step](key, rotation)
 
     def remember(self, rotation: Rotation, secret: Secret) -> None:
         """Keep a secret in memory, so that the steps after the answer need not open the seal."""
         with self._lock:
-            self._secrets[rotation.id] = secret
+            self._known[rotation.id] = secret
 
     def forget(self, rotation: Rotation) -> None:
-        """Close and drop what this rotation kept in memory."""
+        """Drop what this rotation kept in memory."""
         with self._lock:
-            self._secrets.pop(rotation.id, None)
-            closing = [self._watches.pop(name) for name in list(self._watches) if name[0] == rotation.id]
-        for watch in closing:
-            watch.close()
+            self._known.pop(rotation.id, None)
 
-    def secret(self, rotation: Rotation) -> Secret:
-        """The secret of a rotation, from memory or from the seal.
+    def new(self, rotation: Rotation) -> Secret:
+        """The secret that this rotation brings.
 
         Raises: Permanent SEAL_BROKEN.
         """
         with self._lock:
-            known = self._secrets.get(rotation.id)
+            known = self._known.get(rotation.id)
         if known is not None:
             return known
         row = self._world.journal.sealed(rotation.id)
@@ -111,52 +87,133 @@ class Steps:
         self.remember(rotation, secret)
         return secret
 
+    def previous(self, key: ManagedKey, rotation: Rotation) -> tuple[Secret, dict[str, str]] | None:
+        """The old secret and our fields that held it, from the version that was current before the issue call.
+
+        None where Vault no longer holds them, or holds something else under that version.
+        """
+        if not rotation.base_version:
+            return None
+        stored = self._world.store.read(key.path, rotation.base_version)
+        ours = {name: value for name, value in key.ours(stored.data).items() if isinstance(value, str)}
+        secret = key.secret_of(stored.data)
+        if secret is None or self._world.fingerprints.of(key.ours(stored.data)) != rotation.base_print:
+            return None
+        return secret, ours
+
+    def current(self, key: ManagedKey, rotation: Rotation) -> Secret:
+        """The one that consumers are to run on, as things stand.
+
+        Raises: Permanent ROLLBACK_FAILED where the old one is gone.
+        """
+        if rotation.rolling_back is None:
+            return self.new(rotation)
+        held = self.previous(key, rotation)
+        if held is None:
+            raise Permanent("Vault no longer holds the previous secret", reason=Reason.ROLLBACK_FAILED)
+        return held[0]
+
+
+class Steps:
+    """Runs the steps up to the consumers' proof; `retiring.Retiring` has those after it."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.secrets = Secrets(world)
+        self.evidence = Evidence(world.clock, world.stop, self._vouched)
+
+    def table(self) -> dict[Step, Callable[[ManagedKey, Rotation], Outcome]]:
+        """Step → what does it. `ISSUE` and `CHOOSE` are the engine's: their effect and the seal are one commit."""
+        return {
+            Step.PREFLIGHT: self._preflight,
+            Step.LOOK: self._look,
+            Step.PROBE: self._probe,
+            Step.PROMOTE: self._promote,
+            Step.DELIVER: lambda _key, _rotation: DeliverDone(),
+            Step.RESTART: self._restart,
+            Step.CONFIRM: self.evidence.confirm,
+            Step.SETTLE: self._settle,
+        }
+
+    def forget(self, rotation: Rotation) -> None:
+        """Close and drop what this rotation kept in memory."""
+        self.secrets.forget(rotation)
+        self.evidence.forget(rotation)
+
     # --- the steps -------------------------------------------------------------------------------------------
 
     def _preflight(self, key: ManagedKey, rotation: Rotation) -> Outcome:
-        """Check what can't be undone first (rule 8)."""
-        world = self._world
-        upstream = find(key.provider.list_keys(), rotation.identity.id)
-        if upstream is None:
-            raise Permanent(
-                f"{key.provider.name} does not list the key {rotation.identity.id}", reason=Reason.KEY_UNKNOWN
-            )
-        if upstream.problem is not None:
-            raise Permanent(f"{key.provider.name}: {upstream.problem.value}", reason=upstream.problem)
-        world.store.preflight(key.path)
-        ours = key.ours(world.store.read(key.path).data)
-        for link in key.consumers:
-            link.consumer.preflight()
-        for link in key.consumers:
-            if link.early:
-                self._watch(key, rotation, link)
-        return PreflightDone(issued_before=upstream.issued_at, expected=world.fingerprints.of(ours))
+        """Check what can't be undone first (rule 8); each check has a name, and its result is kept for `status`."""
+        world, checks = self._world, _Checks()
+        try:
+            with checks.passed(f"{key.provider.name} lists the key"):
+                upstream = find(key.provider.list_keys(), rotation.identity.id)
+                if upstream is None:
+                    words = f"{key.provider.name} does not list the key {rotation.identity.id}"
+                    raise Permanent(words, reason=Reason.KEY_UNKNOWN)
+            with checks.passed("the key can be used"):
+                if upstream.problem is not None:
+                    raise Permanent(f"{key.provider.name}: {upstream.problem.value}", reason=upstream.problem)
+            with checks.passed("Vault is unsealed, and the token may write for long enough"):
+                world.store.preflight(key.path)
+            with checks.passed("Vault's current version is known"):
+                stored = world.store.read(key.path)
+                ours = world.fingerprints.of(key.ours(stored.data))
+            for link in key.consumers:
+                with checks.passed(f"{link.consumer.name} can be restarted"):
+                    link.consumer.preflight()
+            for link in key.consumers:
+                if link.early and rotation.strategy is not Strategy.REPLACE:
+                    with checks.passed(f"{link.consumer.name} can be seen at its broker"):
+                        self.evidence.watch(key, rotation, link, lambda: None)
+        except Stopping:
+            raise
+        except RotatorError as exc:
+            return replace(failure(exc), checks=checks.found)
+        return PreflightDone(
+            issued_before=upstream.issued_at,
+            expired_before=upstream.expires_at,
+            expected=ours,
+            base_version=stored.version,
+            checks=checks.found,
+        )
 
     def _look(self, key: ManagedKey, rotation: Rotation) -> Outcome:
-        """Did the call whose answer never came happen? `issuedAt` says so (rule 9)."""
-        upstream = find(key.provider.list_keys(), rotation.identity.id)
+        """Did the call whose answer never came happen? A marker, `issuedAt`, or the old secret's death say so."""
+        listed = key.provider.list_keys()
+        if rotation.strategy is Strategy.REPLACE:
+            made = marked(listed, rotation)
+            return LookDone(happened=bool(made), orphans=made, again_in=max(key.limits.propagation, LOOK_LEAST))
+        upstream = find(listed, rotation.identity.id)
         if upstream is None:
             raise Permanent(f"{key.provider.name} no longer lists the key", reason=Reason.KEY_UNKNOWN)
-        return LookDone(happened=_moved(upstream.issued_at, rotation))
+        if upstream.issued_at is not None:
+            return LookDone(happened=_moved(upstream.issued_at, rotation))
+        return self._look_by_probe(key, rotation)
+
+    def _look_by_probe(self, key: ManagedKey, rotation: Rotation) -> Outcome:
+        """A platform that dates nothing: the old secret is refused when the call happened (rule 9)."""
+        wait = max(key.limits.propagation, LOOK_LEAST)
+        held = self.secrets.previous(key, rotation) if key.probe is not None else None
+        if key.probe is None or held is None:
+            return LookDone(happened=False, again_in=wait)
+        result = self._world.prober.probe(key.probe(rotation.identity, held[0]))
+        if result.verdict is Verdict.UNREACHABLE and rotation.looked:
+            raise Transient(f"the broker can't be asked: {result.detail}", reason=Reason.BROKER_UNREACHABLE)
+        return LookDone(happened=result.verdict is Verdict.REFUSED, again_in=wait)
 
     def _probe(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         if key.probe is None:
             return ProbeDone(verdict=None)
-        result = self._world.prober.probe(key.probe(rotation.identity, self.secret(rotation)))
+        result = self._world.prober.probe(key.probe(rotation.target, self.secrets.new(rotation)))
         return ProbeDone(verdict=result.verdict, detail=result.detail)
 
     def _promote(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         """Write the new fields by `cas`, unless somebody else changed ours since preflight (rule 3)."""
-        world = self._world
-        fields = key.rendered(rotation.identity, self.secret(rotation), expires_at=rotation.new_expires_at)
-        ours = key.ours(world.store.read(key.path).data)
-        changed = rotation.expected is not None and world.fingerprints.of(ours) != rotation.expected
-        if changed and ours != fields and not world.on_conflict_take_over:
-            raise Conflict(f"somebody else changed our fields at {key.path}", reason=Reason.VAULT_CONFLICT)
-        expected = {name: value if isinstance(value := ours.get(name), str) else None for name in fields}
-        take_over = world.on_conflict_take_over
-        version = world.store.put(key.path, fields, expected=None if take_over else expected)
-        return PromoteDone(version=version, expected=world.fingerprints.of(fields))
+        secret = self.secrets.new(rotation)
+        fields = key.rendered(rotation.target, secret, expires_at=rotation.new_expires_at)
+        version, prints = write(self._world, key, rotation, fields)
+        return PromoteDone(version=version, expected=prints)
 
     def _restart(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         """Restart all consumers at once: in place they are down from the answer on."""
@@ -165,9 +222,12 @@ class Steps:
         if not todo:
             return RestartDone(tickets=())
         for link in todo:
-            self._watch(key, rotation, link)
-        with ThreadPoolExecutor(max_workers=len(todo), thread_name_prefix=f"restart-{key.name}") as pool:
-            results = list(pool.map(self._restart_one, todo))
+            self.evidence.watch(key, rotation, link, lambda: self.secrets.current(key, rotation))
+        if len(todo) == 1:
+            results = [self._restart_one(todo[0])]
+        else:
+            with ThreadPoolExecutor(max_workers=len(todo), thread_name_prefix=f"restart-{key.name}") as pool:
+                results = list(pool.map(self._restart_one, todo))
         tickets = [result for result in results if isinstance(result, Ticket)]
         errors = [result for result in results if not isinstance(result, Ticket)]
         return RestartDone(tickets=tickets, failed=failure(errors[0]) if errors else None)
@@ -184,106 +244,69 @@ class Steps:
         except RotatorError as exc:
             return exc
 
-    def _confirm(self, key: ManagedKey, rotation: Rotation) -> Outcome:
-        """Wait until each consumer was seen on the new secret, after the promote and after its restart."""
-        links = {link.consumer.name: link for link in key.consumers if link.open_watch is not None}
-        pending = {c.name: c for c in rotation.consumers if c.name in links and c.seen_at is None}
-        blind = [name for name in pending if (rotation.id, name) not in self._watches]
-        if blind:
-            lost = Failed(reason=Reason.EVIDENCE_LOST, detail=f"not watched while they restarted: {', '.join(blind)}")
-            return ConfirmDone(seen=(), unseen=blind, failed=lost)
-        limit = max((links[name].timeout for name in pending), default=timedelta(0))
-        deadline = self._world.clock.monotonic() + limit.total_seconds()
-        seen: dict[str, Sighting] = {}
-        taken: set[str] = set()
-        while pending.keys() - seen.keys() and self._world.clock.monotonic() < deadline:
-            for name in pending.keys() - seen.keys():
-                if (sighting := self._evidence(rotation, pending[name], links[name], taken)) is not None:
-                    seen[name] = sighting
-                    taken.add(sighting.client_id)
-            if unseen := pending.keys() - seen.keys():
-                self._watches[rotation.id, next(iter(unseen))].wait(_GLANCE)
-                if self._world.stop.is_set():
-                    raise Stopping
-        died = self._died_at(rotation)
-        gaps = [(name, gap) for name in seen if (gap := self._gap(rotation, name, seen[name], died)) is not None]
-        # A watch that was blind proves nothing either way: its consumer is not restarted again because of that.
-        missing = {name: self._watches[rotation.id, name].healthy() for name in pending.keys() - seen.keys()}
-        failed = _not_confirmed(missing) if missing else None
-        return ConfirmDone(
-            seen=[(name, sighting.at) for name, sighting in seen.items()],
-            unseen=[name for name, blind in missing.items() if not blind],
-            died_at=died,
-            gaps=gaps,
-            failed=failed,
-        )
-
     def _settle(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         """Did the restarted consumers stay up?"""
-        links = {link.consumer.name: link for link in key.consumers}
-        confirmed: list[str] = []
-        crashed: list[str] = []
-        failed: Failed | None = None
-        for progress in rotation.consumers:
-            if progress.name not in links or progress.ticket is None:
-                continue
-            try:
-                links[progress.name].consumer.check(progress.ticket)
-            except RotatorError as exc:
-                crashed.append(progress.name)
-                failed = failure(exc)
-            else:
-                confirmed.append(progress.name)
+        confirmed, crashed, failed = stayed_up(key, rotation)
         return SettleDone(confirmed=confirmed, crashed=crashed, failed=failed)
 
-    def _finish(self, key: ManagedKey, rotation: Rotation) -> Outcome:
-        """A provider `issuedAt` later than our answer's means that somebody issued after us (rule 4)."""
-        upstream = find(key.provider.list_keys(), rotation.identity.id)
-        theirs = upstream.issued_at if upstream is not None else None
-        return FinishDone(issued_elsewhere=later(theirs, rotation.new_issued_at))
+    def _vouched(self, name: str) -> frozenset[str]:
+        record = self._world.journal.key(name)
+        return frozenset(record.vouched) if record is not None else frozenset()
 
-    # --- evidence --------------------------------------------------------------------------------------------
 
-    def _watch(self, key: ManagedKey, rotation: Rotation, link: ConsumerLink) -> None:
-        """Open a consumer's watch once for this rotation."""
-        name = (rotation.id, link.consumer.name)
-        if link.open_watch is None or name in self._watches:
-            return
-        secret = None if link.early else self.secret(rotation)
-        watch = link.open_watch(rotation.identity, secret)
-        with self._lock:
-            self._watches[name] = watch
+# The shortest time between two looks at a platform that shows no sign of a call.
+LOOK_LEAST = timedelta(seconds=10)
 
-    def _evidence(
-        self, rotation: Rotation, progress: ConsumerProgress, link: ConsumerLink, taken: set[str]
-    ) -> Sighting | None:
-        since = progress.restarted_at or rotation.promoted_at
-        for sighting in self._watches[rotation.id, progress.name].sightings():
-            fresh = since is None or sighting.at >= since
-            if fresh and (link.identified or not sighting.client_id or sighting.client_id not in taken):
-                return sighting
-        return None
 
-    def _died_at(self, rotation: Rotation) -> datetime | None:
-        """When the old secret died: when the broker cut its sessions off, if that was seen, else at the answer."""
-        call, restarts = rotation.calling_since, [c.restarted_at for c in rotation.consumers if c.restarted_at]
-        if call is None or rotation.answered_at is None:
-            return rotation.answered_at
-        if rotation.died_at is not None and rotation.died_at < call:
-            return rotation.died_at  # an earlier call of this rotation killed it
-        until = min(restarts, default=self._world.clock.now())
-        watches = [watch for name, watch in self._watches.items() if name[0] == rotation.id]
-        cuts = [loss.at for watch in watches for loss in watch.losses() if call <= loss.at < until]
-        return min(cuts, default=rotation.answered_at)
+class _Checks:
+    """Collects what preflight looked at; the one that fails ends it."""
 
-    def _gap(self, rotation: Rotation, name: str, seen: Sighting, died: datetime | None) -> float | None:
-        """Seconds from the old secret's death to the first evidence of this consumer on the new one."""
-        if died is None:
-            return None
-        watch = self._watches[rotation.id, name]
-        same = (s for s in watch.sightings() if s.at > died and s.client_id == seen.client_id)
-        first = next(same, seen) if seen.client_id else seen
-        return max(0.0, (first.at - died).total_seconds())
+    def __init__(self) -> None:
+        self.found: tuple[Check, ...] = ()
+
+    @contextmanager
+    def passed(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except RotatorError as exc:
+            self.found = (*self.found, Check(name=name, ok=False, detail=exc.message))
+            raise
+        self.found = (*self.found, Check(name=name, ok=True))
+
+
+def stayed_up(key: ManagedKey, rotation: Rotation) -> tuple[list[str], list[str], Failed | None]:
+    """The restarted consumers that are up, those that are not, and why."""
+    links = {link.consumer.name: link for link in key.consumers}
+    confirmed: list[str] = []
+    crashed: list[str] = []
+    failed: Failed | None = None
+    for progress in rotation.consumers:
+        if progress.vouched:
+            confirmed.append(progress.name)
+        if progress.vouched or progress.name not in links or progress.ticket is None:
+            continue
+        try:
+            links[progress.name].consumer.check(progress.ticket)
+        except RotatorError as exc:
+            crashed.append(progress.name)
+            failed = failure(exc)
+        else:
+            confirmed.append(progress.name)
+    return confirmed, crashed, failed
+
+
+def write(world: World, key: ManagedKey, rotation: Rotation, fields: Mapping[str, str]) -> tuple[int, str]:
+    """Make `fields` current by `cas`; returns the version and the fingerprint of what our fields hold now.
+
+    Raises: Conflict where our fields are neither what the rotation left there nor `fields`; the store's.
+    """
+    ours = key.ours(world.store.read(key.path).data)
+    changed = rotation.expected is not None and world.fingerprints.of(ours) != rotation.expected
+    if changed and ours != fields and not world.on_conflict_take_over:
+        raise Conflict(f"somebody else changed our fields at {key.path}", reason=Reason.VAULT_CONFLICT)
+    expected = {name: value if isinstance(value := ours.get(name), str) else None for name in fields}
+    version = world.store.put(key.path, fields, expected=None if world.on_conflict_take_over else expected)
+    return version, world.fingerprints.of(fields)
 
 
 def bound_to(rotation: Rotation) -> str:
@@ -296,6 +319,13 @@ def find(listed: Iterable[UpstreamKey], id: str) -> UpstreamKey | None:
     return next((upstream for upstream in listed if upstream.id == id), None)
 
 
+def marked(listed: Iterable[UpstreamKey], rotation: Rotation) -> list[str]:
+    """Ids of the keys that issue calls of this rotation made and whose secrets nobody has."""
+    used = {rotation.identity.id, rotation.new_identity.id if rotation.new_identity is not None else ""}
+    stem = rotation.marker_stem + "-"
+    return [upstream.id for upstream in listed if upstream.marker.startswith(stem) and upstream.id not in used]
+
+
 def failure(error: RotatorError) -> Failed:
     """An adapter's error as the machine's outcome; the delay is the other side's own, if it named one."""
     asked = error.retry_after if isinstance(error, Transient) else None
@@ -303,9 +333,26 @@ def failure(error: RotatorError) -> Failed:
         reason=error.reason,
         detail=error.message,
         delay=asked or timedelta(0),
-        permanent=isinstance(error, Permanent),
         unknown=isinstance(error, UnknownOutcome),
     )
+
+
+def in_place(key: ManagedKey) -> InPlace:
+    """The key's provider, which issues in place."""
+    assert isinstance(key.provider, InPlace)
+    return key.provider
+
+
+def replacing(key: ManagedKey) -> Replacing:
+    """The key's provider, which makes keys beside others."""
+    assert isinstance(key.provider, Replacing)
+    return key.provider
+
+
+def choosing(key: ManagedKey) -> Choosing:
+    """The key's provider, which takes the secret that it is given."""
+    assert isinstance(key.provider, Choosing)
+    return key.provider
 
 
 def _moved(theirs: datetime | None, rotation: Rotation) -> bool:
@@ -314,12 +361,3 @@ def _moved(theirs: datetime | None, rotation: Rotation) -> bool:
     if rotation.issued_before is None:
         return rotation.calling_since is not None and theirs >= rotation.calling_since - timedelta(seconds=1)
     return theirs > rotation.issued_before
-
-
-def _not_confirmed(missing: Mapping[str, str]) -> Failed:
-    blind = next((why for why in missing.values() if why), "")
-    names = ", ".join(sorted(missing))
-    return Failed(
-        reason=Reason.CONSUMER_NOT_CONFIRMED,
-        detail=f"not seen on the new secret: {names}" + (f" (the watch was blind: {blind})" if blind else ""),
-    )

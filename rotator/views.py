@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from rotator.keys import KeyRecord, needs_a_person, state, versions_behind
-from rotator.lifecycle import Rotation
+from rotator.keys import KeyRecord, needs_a_person, resting, state, versions_behind
+from rotator.lifecycle import grace_ends
 from rotator.managed import ManagedKey
 from rotator.model import KeyState
 from rotator.reasons import ADVICE, Reason
+from rotator.rotation import Rotation
 
 Event = Mapping[str, Any]
 
@@ -29,6 +30,7 @@ def key_view(
         "name": record.name,
         "provider": record.provider,
         "id": record.id,
+        "username": record.identity.username if record.identity else None,
         "state": shown.value,
         "reason": reason.value if reason else None,
         "detail": detail,
@@ -53,7 +55,8 @@ def key_view(
         "gap_started_at": iso(record.gap_started_at),
         "vault": {"path": key.path if key is not None else None, "version": record.vault_version},
         "consumers": [_consumer(record, name, kinds.get(name)) for name in names],
-        "rotation": _in_flight(rotation),
+        "preflight": _preflight(record),
+        "rotation": _in_flight(rotation, key),
         "last_event": event_view(last_event) if last_event is not None else None,
     }
 
@@ -65,6 +68,10 @@ def rotation_view(rotation: Rotation) -> dict[str, Any]:
         "key": rotation.key,
         "provider": rotation.provider,
         "strategy": rotation.strategy.value,
+        "identity": rotation.identity.id,
+        "new_identity": rotation.new_identity.id if rotation.new_identity else None,
+        "rolling_back": rotation.rolling_back.value if rotation.rolling_back else None,
+        "resting": resting(rotation) and rotation.finished_at is None,
         "trigger": rotation.trigger.value,
         "step": rotation.step.value,
         "attempts": rotation.attempts,
@@ -114,7 +121,7 @@ def _reason(record: KeyRecord, rotation: Rotation | None, shown: KeyState) -> Re
     if shown is KeyState.WAITING:
         return Reason.WAITING_FOR_ADOPTION
     running = rotation.quarantine or rotation.reason if rotation is not None else None
-    stuck = record.problem or record.quarantine or record.drift
+    stuck = record.problem or record.held_back or record.quarantine or record.drift
     implausible = Reason.EXPIRY_IMPLAUSIBLE if record.implausible else None
     paused = Reason.PAUSED if shown is KeyState.PAUSED else None
     return running or stuck or record.last_reason or paused or implausible
@@ -142,10 +149,21 @@ def _consumer(record: KeyRecord, name: str, kind: str | None) -> dict[str, Any]:
     }
 
 
-def _in_flight(rotation: Rotation | None) -> dict[str, Any] | None:
+def _preflight(record: KeyRecord) -> dict[str, Any] | None:
+    """What the last preflight looked at, before anything that can't be undone."""
+    if record.checked_at is None:
+        return None
+    checks = [{"check": check.name, "ok": check.ok, "detail": check.detail} for check in record.checks]
+    return {"at": iso(record.checked_at), "ok": all(check.ok for check in record.checks), "checks": checks}
+
+
+def _in_flight(rotation: Rotation | None, key: ManagedKey | None) -> dict[str, Any] | None:
     if rotation is None:
         return None
     return {
+        "resting": resting(rotation),
+        "rolling_back": rotation.rolling_back.value if rotation.rolling_back else None,
+        "retires_at": iso(grace_ends(rotation, key.limits)) if key is not None else None,
         "id": rotation.id,
         "step": rotation.step.value,
         "attempts": rotation.attempts,

@@ -11,10 +11,10 @@ import structlog
 
 from rotator.engine import Engine
 from rotator.errors import RotatorError
-from rotator.keys import KeyRecord, observed, scheduled
+from rotator.keys import KeyRecord, observed, resting, scheduled, unexpected
 from rotator.lifecycle import backoff
 from rotator.managed import ManagedKey
-from rotator.model import VERDICT_REASONS, Identity, RotationEvent, Step, UpstreamKey, Verdict
+from rotator.model import VERDICT_REASONS, Identity, RotationEvent, Step, Strategy, UpstreamKey, Verdict
 from rotator.ports import Provider
 from rotator.reasons import Reason
 from rotator.steps import failure
@@ -92,16 +92,26 @@ class Watcher:
         self._engine.holds.answered(name)
         self._well(name, self._watch)
         by_id = {upstream.id: upstream for upstream in listed}
-        for key in self._engine.keys.values():
+        keys = [key for key in self._engine.keys.values() if key.provider.name == name]
+        # All of them before the first is written down: else some would be begun before the stampede is seen (rule 11).
+        self._engine.stampede.unexpected(key.name for key in keys if self._jumps(key, by_id))
+        for key in keys:
             if self._world.stop.is_set():
                 return
-            if key.provider.name == name:
-                self._observe(key, by_id)
+            self._observe(key, by_id)
+
+    def _jumps(self, key: ManagedKey, listed: Mapping[str, UpstreamKey]) -> bool:
+        """Whether this list, or a changed configuration, makes a key due against the plan."""
+        now, before = self._world.clock.now(), self._world.journal.key(key.name)
+        if before is None or self._world.journal.open_rotation(key.name) is not None:
+            return False
+        after = observed(before, listed.get(before.id), now, in_flight=False)
+        return unexpected(scheduled(after, key.policy, 1.0), now)  # the earliest draw
 
     def _observe(self, key: ManagedKey, listed: Mapping[str, UpstreamKey]) -> None:
         now = self._world.clock.now()
         rotation = self._world.journal.open_rotation(key.name)
-        in_flight = rotation is not None and rotation.issues > 0
+        in_flight = rotation is not None and rotation.issues > 0 and not resting(rotation)
         before = self._world.journal.key(key.name)
         if before is None:
             return
@@ -110,13 +120,18 @@ class Watcher:
         def change(old: KeyRecord | None) -> KeyRecord:
             record = observed(old if old is not None else before, upstream, now, in_flight=in_flight)
             record = scheduled(record, key.policy, draw)
+            if record.held_back is not None and not unexpected(record, now):
+                record = replace(record, held_back=None)
             # a changed due date, problem or first look is a reason for the engine to look at the key now
             stirred = (record.rotate_at, record.problem) != (before.rotate_at, before.problem) or not before.listed_at
             return replace(record, wake_at=now) if stirred else record
 
         after = self._world.journal.save(key=key.name, change=change)
-        if after is not None:
-            self._tell_changes(key, before, after)
+        if after is None:
+            return
+        if not unexpected(after, now):
+            self._engine.stampede.expected(key.name)
+        self._tell_changes(key, before, after)
 
     def _tell_changes(self, key: ManagedKey, before: KeyRecord, after: KeyRecord) -> None:
         """Once for each change, not at every look."""
@@ -153,17 +168,18 @@ class Watcher:
 
     def _look_at_secret(self, key: ManagedKey) -> bool:
         record = self._world.journal.key(key.name)
-        if record is None or self._world.journal.open_rotation(key.name) is not None:
+        if record is None or self._rotating(key):
             return True
         try:
             stored = self._world.store.read(key.path)
+            ours = key.ours(stored.data)
+            fingerprint = self._world.fingerprints.of(ours)  # sealed by transit, its key may need Vault as well
         except RotatorError as exc:
             log.warning("vault_read_failed", key=key.name, reason=exc.reason.value, error=exc.message)
             return exc.reason not in {Reason.VAULT_UNREACHABLE, Reason.VAULT_SEALED}
         now = self._world.clock.now()
         self._stored[key.name] = self._world.clock.monotonic()
-        held, ours = key.secret_of(stored.data), key.ours(stored.data)
-        fingerprint = self._world.fingerprints.of(ours)
+        held = key.secret_of(stored.data)
 
         def change(old: KeyRecord | None) -> KeyRecord:
             known = old if old is not None else record
@@ -173,6 +189,7 @@ class Watcher:
             # Nothing to compare with: the first look, or the configuration maps other fields now.
             first = known.fingerprint is None or known.fields != fields
             if held is not None and first:
+                known = _identified(known, key, stored.data)
                 known = replace(
                     known, adopted=True, fingerprint=fingerprint, fields=fields, vault_version=stored.version
                 )
@@ -207,7 +224,7 @@ class Watcher:
             now = self._world.clock.now()
             if record.probed_at is not None and timedelta(0) <= now - record.probed_at < key.probe_interval:
                 continue
-            if self.health()["vault"].reason is None and self._world.journal.open_rotation(key.name) is None:
+            if self.health()["vault"].reason is None and not self._rotating(key):
                 self._probe(key, record, now)
 
     def _forget_verdict(self, record: KeyRecord) -> None:
@@ -221,9 +238,9 @@ class Watcher:
             return  # `look_at_vault` and `keep_vault_login` tell that story
         if secret is None or key.probe is None:
             return
-        identity: Identity = key.provider.identity(record.id)
+        identity: Identity = record.identity or key.provider.identity(record.id)
         result = self._world.prober.probe(key.probe(identity, secret))
-        if self._world.journal.open_rotation(key.name) is not None:
+        if self._rotating(key):
             return  # the secret is being replaced: this look is old
 
         def change(old: KeyRecord | None) -> KeyRecord:
@@ -239,6 +256,11 @@ class Watcher:
             return
         if result.verdict is not record.verdict and (record.verdict or result.verdict is not Verdict.ACCEPTED):
             self._event(key, "probe", VERDICT_REASONS[result.verdict], result.detail)
+
+    def _rotating(self, key: ManagedKey) -> bool:
+        """Whether Vault and the broker may change under a look; while only the old key's end is awaited, they don't."""
+        rotation = self._world.journal.open_rotation(key.name)
+        return rotation is not None and not resting(rotation)
 
     # --- inside ----------------------------------------------------------------------------------------------
 
@@ -277,3 +299,11 @@ class Watcher:
         )
         self._world.journal.save(history=[event])
         self._engine.emit(event)
+
+
+def _identified(record: KeyRecord, key: ManagedKey, data: Mapping[str, str] | None) -> KeyRecord:
+    """A lost journal takes the identity of a key that is replaced from Vault (design, "Identity")."""
+    id = key.id_of(data)
+    if key.provider.strategy is not Strategy.REPLACE or record.applied or id is None or id == record.id:
+        return record
+    return replace(record, id=id, identity=None, ids=(key.id, id), listed_at=None, problem=None)

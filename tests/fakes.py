@@ -14,7 +14,6 @@ from rotator.journal.seal import Fingerprints, Seal
 from rotator.journal.spool import Spool
 from rotator.journal.sqlite import SqliteJournal
 from rotator.keys import KeyRecord
-from rotator.lifecycle import Limits
 from rotator.managed import ConsumerLink, ManagedKey
 from rotator.model import (
     Identity,
@@ -25,11 +24,13 @@ from rotator.model import (
     Secret,
     Sighting,
     StoredSecret,
+    Strategy,
     Ticket,
     UpstreamKey,
     Verdict,
 )
 from rotator.policy import Policy
+from rotator.rotation import Limits
 from rotator.steps import World
 
 START = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
@@ -72,6 +73,10 @@ class FakePlatform:
     lost_answers: list[RotatorError] = field(default_factory=list)  # raised after the effect
     list_failures: list[RotatorError] = field(default_factory=list)
     expires_at: Callable[[datetime], datetime | None] | None = None
+
+    @property
+    def strategy(self) -> Strategy:
+        return Strategy.IN_PLACE
 
     def identity(self, id: str) -> Identity:
         return Identity(id=id, username=id)
@@ -119,8 +124,10 @@ class FakeStore:
     def preflight(self, path: str) -> None:
         self._answer()
 
-    def read(self, path: str) -> StoredSecret:
+    def read(self, path: str, version: int | None = None) -> StoredSecret:
         self._answer()
+        if version is not None:
+            return StoredSecret(version=version, data=self.versions[version - 1])
         return StoredSecret(version=len(self.versions), data=self.versions[-1] if self.versions else None)
 
     def put(self, path: str, fields: Mapping[str, str], *, expected: Mapping[str, str | None] | None = None) -> int:

@@ -29,3 +29,8 @@ path "auth/token/lookup-self" {
 path "auth/token/renew-self" {
   capabilities = ["update"]
 }
+
+# Only with `state.seal: {kind: vault-transit}`: data keys are made, opened and rewrapped there.
+# path "transit/datakey/plaintext/rotator" { capabilities = ["update"] }
+# path "transit/decrypt/rotator" { capabilities = ["update"] }
+# path "transit/rewrap/rotator" { capabilities = ["update"] }

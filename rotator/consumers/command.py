@@ -103,14 +103,22 @@ class CommandConsumer:
         """
         started = self._clock.now()
         process = self._start()
-        with process:
-            assert process.stdout is not None  # a pipe was asked for
+        assert process.stdout is not None  # a pipe was asked for
+        try:
             tail, in_time = _follow(process, process.stdout, self._timeout.total_seconds(), self._stop)
+        except OSError as exc:  # no file descriptor left to watch it with
+            if process.poll() is None:
+                _end(process)
+            text = f"{self._name}: it can't be followed, ended: {exc.strerror or type(exc).__name__}"
+            raise Transient(text, reason=Reason.CONSUMER_RESTART_FAILED) from exc
+        finally:
+            process.stdout.close()
         log.debug("command_ended", consumer=self._name, status=process.returncode, output=tail)
         if not in_time and self._stop.is_set():
             raise Stopping
         if not in_time:
-            text = f"{self._name}: still running after {self._timeout.total_seconds():g} s, ended{_last_line(tail)}"
+            ended = "ended" if process.returncode is not None else "and this user may not end it"
+            text = f"{self._name}: still running after {self._timeout.total_seconds():g} s, {ended}{_last_line(tail)}"
             raise Transient(text, reason=Reason.CONSUMER_TIMEOUT)
         if process.returncode != 0:
             text = f"{self._name}: {_status(process.returncode)}{_last_line(tail)}"
@@ -141,9 +149,15 @@ class CommandConsumer:
                 f"{self._name}: {exc.filename} may not be executed", reason=Reason.CONSUMER_FORBIDDEN
             ) from exc
         except OSError as exc:
-            text = f"{self._name}: {self._argv[0]}: {os.strerror(exc.errno or 0)}"
+            text = f"{self._name}: {self._argv[0]}: {exc.strerror or type(exc).__name__}"
             kind = Permanent if exc.errno == errno.ENOEXEC else Transient
             raise kind(text, reason=Reason.CONSUMER_RESTART_FAILED) from exc
+        except ValueError as exc:  # a NUL in the command, the folder or a variable, or "=" in a variable's name
+            text = f"{self._name}: no process can be given this argv, cwd or env"
+            raise Permanent(text, reason=Reason.CONSUMER_RESTART_FAILED) from exc
+        except subprocess.SubprocessError as exc:  # the child died before it could run the program
+            text = f"{self._name}: {self._argv[0]}: {type(exc).__name__}"
+            raise Transient(text, reason=Reason.CONSUMER_RESTART_FAILED) from exc
 
     def _missing(self, text: str) -> Permanent:
         return Permanent(f"{self._name}: {text}", reason=Reason.CONSUMER_MISSING)
@@ -192,17 +206,24 @@ def _read(output: IO[bytes], chunks: deque[bytes]) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """TERM, and KILL a second later, for the whole process group."""
-    os.killpg(process.pid, signal.SIGTERM)  # not reaped yet, so the number is still its own
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """TERM, and KILL a second later, for the whole process group.
+
+    What runs as somebody else (by sudo) takes no signal of ours, and is left running rather than waited for.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
 
 
 def _status(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+    if code >= 0:
+        return f"exit {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"killed by signal {-code}"
 
 
 def _last_line(output: str) -> str:

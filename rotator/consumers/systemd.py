@@ -7,6 +7,7 @@ started as soon as its process exists; whether it stayed up is what `check` look
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
 from collections import deque
@@ -31,6 +32,7 @@ ROOT: Final = "/org/freedesktop/systemd1"
 MANAGER: Final = DBusAddress(ROOT, bus_name=BUS, interface=f"{BUS}.Manager")
 METHODS: Final = {"restart": "RestartUnit", "reload": "ReloadUnit", "reload-or-restart": "ReloadOrRestartUnit"}
 LOOK: Final = 5.0  # seconds for one question, and for the connection
+_SHOWN: Final = 200  # characters of a library's error in a message
 
 _FORBIDDEN: Final = (
     "org.freedesktop.DBus.Error.AccessDenied",
@@ -38,6 +40,9 @@ _FORBIDDEN: Final = (
     "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
 )
 _MISSING: Final = (f"{BUS}.NoSuchUnit", f"{BUS}.UnitMasked", "org.freedesktop.DBus.Error.InvalidArgs")
+# What jeepney raises where an address, a greeting or an answer is not what D-Bus says, and what reading such an answer
+# here raises. All of these are Python's own classes: jeepney has few.
+_UNREADABLE: Final = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, struct.error)
 _NEVER: Final = (f"{BUS}.JobTypeNotApplicable", f"{BUS}.OnlyByDependency", f"{BUS}.BadUnitSetting", f"{BUS}.LoadFailed")
 
 log = structlog.get_logger(__name__)
@@ -145,8 +150,8 @@ class SystemdConsumer:
             opened = _open(_address(self._scope))
         except DBusErrorResponse as exc:
             raise self._named(exc) from exc
-        except (OSError, ValueError, RuntimeError, KeyError) as exc:  # jeepney: an address that it can't use or read
-            raise self._failed(f"no D-Bus of the {self._scope} manager: {exc}") from exc
+        except (OSError, *_UNREADABLE) as exc:
+            raise self._failed(f"no D-Bus of the {self._scope} manager: {_told(exc)}") from exc
         with opened as connection:
             try:
                 yield connection
@@ -155,7 +160,9 @@ class SystemdConsumer:
             except TimeoutError as exc:
                 raise self._failed("systemd did not answer on D-Bus in time") from exc
             except OSError as exc:
-                raise self._failed(f"the connection to D-Bus was lost: {exc}") from exc
+                raise self._failed(f"the connection to D-Bus was lost: {_told(exc)}") from exc
+            except _UNREADABLE as exc:
+                raise self._failed(f"systemd's answer can't be read: {_told(exc)}") from exc
 
     def _fit(self, unit: _Unit) -> None:
         """Raise when the unit is not there or can't do what is asked."""
@@ -264,6 +271,11 @@ def _open(address: str) -> _Connection:
 def _ask(connection: DBusConnection, message: Any) -> tuple[Any, ...]:
     body: tuple[Any, ...] = unwrap_msg(connection.send_and_get_reply(message, timeout=LOOK))
     return body
+
+
+def _told(exc: Exception) -> str:
+    """A library's error on one line, with its name, since few of their texts say enough without."""
+    return " ".join(f"{type(exc).__name__}: {exc}".split())[:_SHOWN]
 
 
 def _marks(state: Mapping[str, Any]) -> dict[str, str | int]:

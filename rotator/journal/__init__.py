@@ -1,1 +1,1 @@
-"""The durable record of rotations: SQLite by SQLAlchemy Core, one writer thread, secrets sealed."""
+"""The durable record of rotations: SQLite by SQLAlchemy Core, grouped commits, secrets sealed."""

@@ -1,31 +1,53 @@
 """The seal: how a secret waits in the journal.
 
-AES-256-GCM with a fresh data key for each secret; the data key is wrapped by the key file's key. The associated data
-binds a blob to its key and rotation, so that a blob moved to another row does not open. The key file is made with the
-first journal, mode 0600.
+AES-256-GCM with a fresh data key for each secret; the data key lies beside the blob, wrapped by a key file's key
+(`KeyWrap`) or by Vault's transit engine. The associated data binds a blob to its key and rotation, so that a blob
+moved to another row does not open.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from rotator.errors import JournalFailed, Permanent
+from rotator.errors import Permanent
 from rotator.reasons import Reason
 
 KEY_BYTES = 32
 _NONCE = 12
+_DATA_KEY = b"data key"  # the associated data of a wrapped data key, so that it can't pass for a sealed secret
 
 
-class Seal:
-    """Seals and opens blobs under one key-encryption key."""
+class Wrapping(Protocol):
+    """What wraps data keys. Raises only errors of `rotator.errors`."""
+
+    @property
+    def id(self) -> str:
+        """Tells one wrapping key from another, and gives nothing away."""
+        ...
+
+    def new(self) -> tuple[bytes, bytes]:
+        """A fresh data key of 32 bytes: plain, and wrapped."""
+        ...
+
+    def unwrap(self, wrapped: bytes) -> bytes:
+        """The plain data key.
+
+        Raises: Permanent SEAL_BROKEN where this key did not wrap it.
+        """
+        ...
+
+
+class KeyWrap:
+    """Wraps data keys under 32 bytes of our own; asks nobody."""
 
     __slots__ = ("__key", "id")
 
@@ -36,85 +58,116 @@ class Seal:
         self.id = hashlib.sha256(b"rotator seal id" + key).hexdigest()[:16]
 
     def __repr__(self) -> str:
+        return f"KeyWrap(id={self.id})"
+
+    def new(self) -> tuple[bytes, bytes]:
+        """A fresh data key: plain, and wrapped."""
+        plain = os.urandom(KEY_BYTES)
+        return plain, self.wrap(plain)
+
+    def wrap(self, plain: bytes) -> bytes:
+        """Wrap a data key that exists already."""
+        return _encrypt(self.__key, plain, _DATA_KEY)
+
+    def unwrap(self, wrapped: bytes) -> bytes:
+        """The plain data key.
+
+        Raises: Permanent SEAL_BROKEN.
+        """
+        return _decrypt(self.__key, wrapped, _DATA_KEY)
+
+
+class Seal:
+    """Seals and opens blobs. Thread safe.
+
+    Plain data keys of rotations in flight stay in memory, from `new_data_key` or `ready` until `forget`, so that
+    sealing an answer needs nobody: Vault may be down by then.
+    """
+
+    __slots__ = ("__plain", "__wrapping", "id")
+
+    def __init__(self, wrapping: Wrapping | bytes) -> None:
+        self.__wrapping: Wrapping = KeyWrap(wrapping) if isinstance(wrapping, bytes) else wrapping
+        self.__plain: dict[bytes, bytes] = {}
+        self.id = self.__wrapping.id
+
+    def __repr__(self) -> str:
         return f"Seal(id={self.id})"
 
     def new_data_key(self) -> bytes:
-        """A fresh data key, wrapped: what preflight journals, so that sealing after the answer needs nobody."""
-        return _encrypt(self.__key, os.urandom(KEY_BYTES), b"data key")
+        """A fresh data key, wrapped: what preflight journals. Its plaintext stays in memory until `forget`.
+
+        Raises: Transient, Permanent where Vault wraps and can't be asked.
+        """
+        plain, wrapped = self.__wrapping.new()
+        self.__plain[wrapped] = plain
+        return wrapped
+
+    def ready(self, wrapped: bytes) -> None:
+        """Make sure that sealing under this data key needs nobody: unwrap it now, before the issue call.
+
+        Raises: Permanent SEAL_BROKEN where this seal did not wrap it; Transient, Permanent as `new_data_key`.
+        """
+        if wrapped not in self.__plain:
+            self.__plain[wrapped] = self.__wrapping.unwrap(wrapped)
+
+    def forget(self, wrapped: bytes | None) -> None:
+        """Drop the plaintext of a data key; one that is not known is fine."""
+        if wrapped is not None:
+            self.__plain.pop(wrapped, None)
 
     def seal(self, wrapped: bytes, plain: bytes, *, bound_to: str) -> bytes:
-        """Encrypt `plain` under a wrapped data key. `bound_to` names the key and the rotation."""
+        """Encrypt `plain` under a wrapped data key. `bound_to` names the key and the rotation.
+
+        Raises: nothing after `new_data_key` or `ready`; else as `ready`.
+        """
         return _encrypt(self.unwrap(wrapped), plain, bound_to.encode())
 
-    def open(self, wrapped: bytes, blob: bytes, *, bound_to: str) -> bytes:
+    def open(self, wrapped: bytes, sealed: bytes, *, bound_to: str) -> bytes:
         """Decrypt a blob.
 
-        Raises: Permanent SEAL_BROKEN where this key, or this row, did not seal it.
+        Raises: Permanent SEAL_BROKEN where this key, or this row, did not seal it; else as `ready`.
         """
-        return _decrypt(self.unwrap(wrapped), blob, bound_to.encode())
+        return _decrypt(self.unwrap(wrapped), sealed, bound_to.encode())
 
     def unwrap(self, wrapped: bytes) -> bytes:
-        return _decrypt(self.__key, wrapped, b"data key")
+        """The plain data key, from memory or from what wrapped it; raises as `ready`."""
+        known = self.__plain.get(wrapped)
+        return known if known is not None else self.__wrapping.unwrap(wrapped)
 
 
 class Fingerprints:
-    """Keyed fingerprints of secrets: equal values give equal prints, and nobody without the key learns more."""
+    """Keyed fingerprints of secrets: equal values give equal prints, and nobody without the key learns more.
 
-    __slots__ = ("__key",)
+    Args:
+        key: 32 bytes, or what gets them when the first print is taken, so that a daemon can start while Vault is down.
+    """
 
-    def __init__(self, key: bytes) -> None:
-        self.__key = key
+    __slots__ = ("__key", "__lock", "__obtain")
+
+    def __init__(self, key: bytes | Callable[[], bytes]) -> None:
+        self.__key = key if isinstance(key, bytes) else None
+        self.__obtain = None if isinstance(key, bytes) else key
+        self.__lock = threading.Lock()
 
     def of(self, fields: Mapping[str, object]) -> str:
-        """The print of some fields of a Vault secret; absent fields are left out by the caller."""
-        digest = hmac.new(self.__key, digestmod=hashlib.sha256)
+        """The print of some fields of a Vault secret; absent fields are left out by the caller.
+
+        Raises: Transient, Permanent where the key of the prints can't be got now.
+        """
+        digest = hmac.new(self._key(), digestmod=hashlib.sha256)
         for name in sorted(fields):
             for part in (name, str(fields[name])):
                 encoded = part.encode()
                 digest.update(len(encoded).to_bytes(8, "big") + encoded)
         return digest.hexdigest()
 
-
-def load_seal(path: Path, *, create: bool) -> Seal:
-    """Read the key file, or make it.
-
-    Raises: JournalFailed SEAL_KEY_MISSING where it is not there and may not be made.
-    """
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        if not create:
-            raise JournalFailed(
-                f"the seal key {path} is missing, and secrets wait in the journal that only it can open",
-                reason=Reason.SEAL_KEY_MISSING,
-            ) from None
-        try:
-            return _make(path)
-        except OSError as exc:
-            raise JournalFailed(
-                f"no seal key can be made at {path}: {exc.strerror}", reason=Reason.SEAL_KEY_MISSING
-            ) from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise JournalFailed(f"the seal key {path} can't be read: {exc}", reason=Reason.SEAL_KEY_MISSING) from exc
-    if path.stat().st_mode & 0o004:
-        raise JournalFailed(f"the seal key {path} is readable by everybody: chmod 600", reason=Reason.SEAL_BROKEN)
-    try:
-        return Seal(base64.b64decode(text, validate=True))
-    except (ValueError, Permanent) as exc:
-        raise JournalFailed(f"the seal key {path} is not a seal key", reason=Reason.SEAL_BROKEN) from exc
-
-
-def _make(path: Path) -> Seal:
-    key = AESGCM.generate_key(256)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # O_EXCL: a key that somebody else has just made is never overwritten
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(base64.b64encode(key) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(path.parent)
-    return Seal(key)
+    def _key(self) -> bytes:
+        with self.__lock:  # two threads must not make two keys
+            if self.__key is None:
+                assert self.__obtain is not None
+                self.__key = self.__obtain()
+            return self.__key
 
 
 def sync_directory(directory: Path) -> None:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rotator.journal.seal import sync_directory
 from rotator.journal.sqlite import Blob
-from rotator.lifecycle import Rotation
+from rotator.rotation import Rotation
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +31,7 @@ class Spool:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._held: set[str] = set()  # what this process has set room aside for
 
     def reserve(self, rotation: str) -> None:
         """Set room aside.
@@ -43,9 +44,20 @@ class Spool:
             os.posix_fallocate(descriptor, 0, RESERVED_BYTES)
         finally:
             os.close(descriptor)
+        self._held.add(rotation)
+
+    def holds(self, rotation: str) -> bool:
+        """Whether this process has set room aside for it and not given it back."""
+        return rotation in self._held
+
+    def sweep(self) -> None:
+        """Give back what processes that died had set aside; the next call sets room aside anew."""
+        for path in self._directory.glob("*.reserved"):
+            path.unlink(missing_ok=True)
 
     def release(self, rotation: str) -> None:
         """Give the room back, and drop what was spooled: the journal holds it."""
+        self._held.discard(rotation)
         written = self._written(rotation).exists()
         for path in (self._reserved(rotation), self._written(rotation)):
             path.unlink(missing_ok=True)

@@ -2,99 +2,91 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from sqlite3 import Connection as DriverConnection
-from typing import Any
-from urllib.parse import quote
+from typing import Any, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.util.exc import CommandError
-from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Connection, Engine, RowMapping, create_engine, delete, event, func, insert, select, update
+from pydantic import TypeAdapter
+from sqlalchemy import Connection, RowMapping, delete, func, insert, not_, or_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import QueuePool
 
-from rotator.errors import JournalFailed, JournalLocked
+from rotator.errors import JournalFailed
+from rotator.journal import rows, statements
+from rotator.journal.cache import MISSING, Cache, Missing
+from rotator.journal.database import (
+    database_path,
+    driver_of,
+    locked,
+    memory_connection,
+    reading_engine,
+    writing_connection,
+)
+from rotator.journal.rows import ERASE, ERASE_SOON, Blob, Erase, SealedRow, WrappedKey
 from rotator.journal.tables import events, facts, keys, rotations
-from rotator.journal.writer import Writer
+from rotator.journal.wal import WriteAheadLog
+from rotator.journal.writer import Writer, words_of
 from rotator.keys import KeyRecord
-from rotator.lifecycle import Rotation
 from rotator.model import RotationEvent
 from rotator.reasons import Reason
+from rotator.rotation import Rotation
 
+__all__ = [
+    "ERASE",
+    "ERASE_SOON",
+    "Blob",
+    "Change",
+    "Erase",
+    "SealedRow",
+    "SqliteJournal",
+    "WrappedKey",
+    "database_path",
+    "locked",
+]
+
+T = TypeVar("T")
 Change = Callable[[KeyRecord | None], KeyRecord]
-# How long a connection waits for another's lock.
-BUSY_SECONDS = 10.0
-_KEY = TypeAdapter(KeyRecord)
-_ROTATION = TypeAdapter(Rotation)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blob:
-    """A sealed record on its way into the journal: a secret, or an answer that holds no usable one."""
-
-    at: datetime
-    sealed: bytes = field(repr=False)
-
-
-class Erase:
-    """Asks `save` to erase the sealed blob of the rotation."""
-
-
-ERASE = Erase()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedRow:
-    """A sealed blob as it lies in the journal."""
-
-    rotation: Rotation
-    data_key: bytes = field(repr=False)
-    sealed: bytes = field(repr=False)
-    sealed_at: datetime
-    holds_secret: bool
+IN_MEMORY = "sqlite://"
+# How many keys' records are kept in memory as well, a few kilobytes each.
+CACHED = 2000
 
 
 class SqliteJournal:
     """Keys, rotations, history and sealed secrets in one file.
 
-    Reads see the last commit; writes go through the writer thread and return when they are durable.
+    Reads see the last commit; writes return when they are durable. `sqlite://` is a journal in memory, for tests and
+    the simulation.
     """
 
     def __init__(self, url: str, *, read_only: bool = False) -> None:
-        self.path = database_path(url)
-        self.is_new = not self.path.exists()
-        self._read_only = read_only
+        self._path = None if url == IN_MEMORY else database_path(url)
+        self.is_new = self._path is None or not self._path.exists()
         if read_only and self.is_new:
-            raise JournalFailed(f"there is no journal at {self.path}", reason=Reason.JOURNAL_UNREADABLE)
-        if not read_only:
-            _make_file(self.path)
-        self._engine = _engine(self.path, read_only=read_only)
+            raise JournalFailed(f"there is no journal at {self._path}", reason=Reason.JOURNAL_UNREADABLE)
+        # What another process writes is not seen by a cache.
+        self._keys: Cache[KeyRecord] = Cache(0 if read_only else CACHED)
+        self._open: Cache[Rotation] = Cache(0 if read_only else CACHED)
+        self._engine = None if self._path is None else reading_engine(self._path)
         self._writer: Writer | None = None
+        self._log: WriteAheadLog | None = None
         if not read_only:
-            try:
-                writing = _engine(self.path, immediately=True)
-                _migrate(writing)
-            except CommandError as exc:
-                raise JournalFailed(
-                    f"the journal {self.path} was written by a newer rotator: {exc}", reason=Reason.JOURNAL_UNREADABLE
-                ) from exc
-            except (SQLAlchemyError, OSError) as exc:
-                raise JournalFailed(
-                    f"the journal {self.path} can't be opened: {getattr(exc, 'orig', None) or exc}",
-                    reason=Reason.JOURNAL_UNREADABLE,
-                ) from exc
-            self._writer = Writer(writing)
+            connection = memory_connection() if self._path is None else writing_connection(self._path)
+            self._writer = Writer(connection, committed=self._publish, doubted=self._doubt)
+            self._log = WriteAheadLog(self._writer) if self._path is not None else None
+
+    @property
+    def path(self) -> Path:
+        """The file.
+
+        Raises: JournalFailed where the journal is in memory.
+        """
+        if self._path is None:
+            raise JournalFailed("a journal in memory has no file", reason=Reason.JOURNAL_UNREADABLE)
+        return self._path
 
     # --- writing ---------------------------------------------------------------------------------------------
 
@@ -113,26 +105,32 @@ class SqliteJournal:
         Args:
             key: whose record `change` is applied to, inside the transaction: what somebody else wrote to it in the
                 meantime (a pause, a look at the provider's list) is not lost.
-            change: old record → new record; pure, since the writer thread runs it.
+            change: old record → new record; pure, since another caller's thread may run it.
 
         Returns: the key's record as committed.
         """
 
         def work(connection: Connection) -> KeyRecord | None:
-            record = None
+            driver, record, current = driver_of(connection), None, None
             if key is not None and change is not None:
-                row = connection.execute(select(keys.c.record).where(keys.c.name == key)).mappings().first()
-                record = change(_read(_KEY, row["record"]) if row else None)
-                _save_key(connection, record)
+                before = self._latest_key(driver, key)
+                record = change(before)
+                statements.save_key(driver, record, before)
             if rotation is not None:
-                _save_rotation(connection, rotation, data_key, blob)
+                current = self._open.latest(rotation.key)
+                statements.save_rotation(driver, rotation, data_key, blob, is_open=_same(current, rotation))
             if history:
-                connection.execute(insert(events), [_event_row(item) for item in history])
+                statements.save_history(driver, history)
+            # last: what a statement that fails has taken back must not be published
+            if rotation is not None:
+                self._open.stage(rotation.key, _open_after(current, rotation))
+            if record is not None:
+                self._keys.stage(record.name, record)
             return record
 
-        committed: KeyRecord | None = self._write(work)
-        if isinstance(blob, Erase) and self._writer is not None:
-            self._writer.truncate_log()  # an erased blob must not live on in the write-ahead log
+        committed = self._writing().write(work)
+        if isinstance(blob, Erase):
+            self._empty_log(soon=blob.soon)  # an erased blob must not live on in the write-ahead log
         return committed
 
     def forget_keys(self, names: Sequence[str]) -> None:
@@ -145,13 +143,32 @@ class SqliteJournal:
         statement = statement.on_conflict_do_update(index_elements=["name"], set_={"value": value})
         self._write(lambda connection: connection.execute(statement))
 
+    def rewrap(self, data_keys: Mapping[str, bytes | None], named: Mapping[str, bytes | None]) -> None:
+        """Put other wrapped data keys (by rotation) and facts in the place of the old ones, all in one commit.
+
+        None drops one. Data keys of rotations that ended without a blob sealed nothing and are dropped as well.
+        """
+
+        def work(connection: Connection) -> None:
+            used = or_(rotations.c.finished_at.is_(None), rotations.c.sealed.is_not(None))
+            connection.execute(update(rotations).where(not_(used)).values(data_key=None))
+            for rotation, wrapped in data_keys.items():
+                connection.execute(update(rotations).where(rotations.c.id == rotation).values(data_key=wrapped))
+            for name, value in named.items():
+                connection.execute(delete(facts).where(facts.c.name == name))
+                if value is not None:
+                    connection.execute(insert(facts).values(name=name, value=value))
+
+        self._write(work)
+        self._empty_log()  # what the old key opens must not live on in the write-ahead log
+
     def prune(self, before: datetime) -> None:
         """Drop history that is older than `before`."""
 
         def work(connection: Connection) -> None:
-            connection.execute(delete(events).where(events.c.at < _seconds(before)))
+            connection.execute(delete(events).where(events.c.at < rows.seconds(before)))
             connection.execute(
-                delete(rotations).where(rotations.c.finished_at < _seconds(before), rotations.c.sealed.is_(None))
+                delete(rotations).where(rotations.c.finished_at < rows.seconds(before), rotations.c.sealed.is_(None))
             )
 
         self._write(work)
@@ -159,65 +176,80 @@ class SqliteJournal:
     # --- reading ---------------------------------------------------------------------------------------------
 
     def key(self, name: str) -> KeyRecord | None:
-        row = self._one(select(keys.c.record).where(keys.c.name == name))
-        return _read(_KEY, row["record"]) if row else None
+        """The record of one key."""
+        return self._cached(self._keys, name, statements.KEY, rows.KEY)
 
     def all_keys(self) -> list[KeyRecord]:
-        return [_read(_KEY, row["record"]) for row in self._all(select(keys.c.record).order_by(keys.c.name))]
+        return [rows.read(rows.KEY, row["record"]) for row in self._all(select(keys.c.record).order_by(keys.c.name))]
 
     def upcoming(self, limit: int) -> list[tuple[str, datetime]]:
         """(key, when it wants attention) of the keys that come next, the longest waiting first."""
-        statement = (
-            select(keys.c.name, keys.c.wake_at).where(keys.c.wake_at.is_not(None)).order_by(keys.c.wake_at).limit(limit)
-        )
-        return [(row["name"], _moment(row["wake_at"])) for row in self._all(statement)]
+        return [(name, rows.moment(wake_at)) for name, wake_at in self._first(limit, statements.UPCOMING)]
 
     def rotation(self, id: str) -> Rotation | None:
         """One rotation."""
         row = self._one(select(rotations.c.record).where(rotations.c.id == id))
-        return _read(_ROTATION, row["record"]) if row else None
+        return rows.read(rows.ROTATION, row["record"]) if row else None
 
     def open_rotation(self, key: str) -> Rotation | None:
         """The rotation of this key that has not ended."""
-        row = self._one(
-            select(rotations.c.record).where(rotations.c.key == key, rotations.c.finished_at.is_(None)).limit(1)
-        )
-        return _read(_ROTATION, row["record"]) if row else None
+        return self._cached(self._open, key, statements.OPEN_ROTATION, rows.ROTATION)
 
     def open_rotations(self) -> dict[str, Rotation]:
         """All rotations in flight, by key."""
-        rows = self._all(select(rotations.c.record).where(rotations.c.finished_at.is_(None)))
-        return {rotation.key: rotation for row in rows for rotation in [_read(_ROTATION, row["record"])]}
+        found = self._all(select(rotations.c.record).where(rotations.c.finished_at.is_(None)))
+        return {rotation.key: rotation for row in found for rotation in [rows.read(rows.ROTATION, row["record"])]}
 
     def recent_rotations(self, *, key: str | None = None, limit: int = 50) -> list[Rotation]:
         """The last rotations, the newest first."""
         statement = select(rotations.c.record).order_by(rotations.c.started_at.desc()).limit(limit)
         if key is not None:
             statement = statement.where(rotations.c.key == key)
-        return [_read(_ROTATION, row["record"]) for row in self._all(statement)]
+        return [rows.read(rows.ROTATION, row["record"]) for row in self._all(statement)]
 
     def history(self, *, key: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
         """The last events, the newest first, as plain values."""
         statement = select(events).order_by(events.c.id.desc()).limit(limit)
         if key is not None:
             statement = statement.where(events.c.key == key)
-        return [{**row, "at": _moment(row["at"])} for row in self._all(statement)]
+        return [{**row, "at": rows.moment(row["at"])} for row in self._all(statement)]
 
     def last_events(self) -> dict[str, dict[str, Any]]:
         """The newest event of each key."""
         newest = select(func.max(events.c.id)).group_by(events.c.key)
-        rows = self._all(select(events).where(events.c.id.in_(newest)))
-        return {row["key"]: {**row, "at": _moment(row["at"])} for row in rows}
+        found = self._all(select(events).where(events.c.id.in_(newest)))
+        return {row["key"]: {**row, "at": rows.moment(row["at"])} for row in found}
 
     def data_key(self, rotation: str) -> bytes | None:
         """The wrapped data key that preflight journaled."""
-        row = self._one(select(rotations.c.data_key).where(rotations.c.id == rotation))
-        return row["data_key"] if row else None
+        found = self._first(1, statements.DATA_KEY, name=rotation)
+        return found[0][0] if found else None
 
     def sealed(self, rotation: str) -> SealedRow | None:
         """The sealed blob of one rotation."""
         row = self._one(select(rotations).where(rotations.c.id == rotation, rotations.c.sealed.is_not(None)))
-        return _sealed_row(row) if row else None
+        return rows.sealed_row(row) if row else None
+
+    def sealed_rows(self, key: str) -> list[SealedRow]:
+        """All blobs of one key, the oldest first."""
+        statement = select(rotations).where(rotations.c.key == key, rotations.c.sealed.is_not(None))
+        return [rows.sealed_row(row) for row in self._all(statement.order_by(rotations.c.sealed_at))]
+
+    def wrapped_keys(self) -> list[WrappedKey]:
+        """The data keys of rotations in flight, and of blobs."""
+        used = or_(rotations.c.finished_at.is_(None), rotations.c.sealed.is_not(None))
+        statement = select(
+            rotations.c.id,
+            rotations.c.data_key,
+            rotations.c.sealed.is_not(None).label("sealed"),
+            rotations.c.holds_secret,
+        ).where(rotations.c.data_key.is_not(None), used)
+        return [
+            WrappedKey(
+                rotation=row["id"], data_key=row["data_key"], sealed=row["sealed"], holds_secret=row["holds_secret"]
+            )
+            for row in self._all(statement)
+        ]
 
     def waiting_secrets(self) -> list[tuple[str, datetime]]:
         """(key, since when) of the secrets that wait sealed for Vault, the oldest first."""
@@ -226,7 +258,16 @@ class SqliteJournal:
             .where(rotations.c.holds_secret.is_(True), rotations.c.sealed.is_not(None))
             .order_by(rotations.c.sealed_at)
         )
-        return [(row["key"], _moment(row["sealed_at"])) for row in self._all(statement)]
+        return [(row["key"], rows.moment(row["sealed_at"])) for row in self._all(statement)]
+
+    def waiting_rotations(self) -> list[Rotation]:
+        """The rotations whose secrets wait sealed for Vault, the oldest secret first."""
+        statement = (
+            select(rotations.c.record)
+            .where(rotations.c.holds_secret.is_(True), rotations.c.sealed.is_not(None))
+            .order_by(rotations.c.sealed_at)
+        )
+        return [rows.read(rows.ROTATION, row["record"]) for row in self._all(statement)]
 
     def fact(self, name: str) -> bytes | None:
         row = self._one(select(facts.c.value).where(facts.c.name == name))
@@ -234,186 +275,93 @@ class SqliteJournal:
 
     def close(self) -> None:
         """Commit what waits and close the file."""
+        if self._log is not None:
+            self._log.close()
+        if self._engine is not None:
+            self._engine.dispose()
         if self._writer is not None:
-            self._writer.close()
-        self._engine.dispose()
+            self._writer.close()  # the last connection, since it may remove the log
 
     # --- inside ----------------------------------------------------------------------------------------------
 
-    def _write(self, work: Any) -> Any:
+    def _writing(self) -> Writer:
         if self._writer is None:
             raise JournalFailed("the journal is open for reading only", reason=Reason.JOURNAL_UNWRITABLE)
-        return self._writer.write(work)
+        return self._writer
+
+    def _write(self, work: Callable[[Connection], object]) -> None:
+        """A write that may change any record."""
+
+        def doubted(connection: Connection) -> None:
+            self._keys.doubt()
+            self._open.doubt()
+            work(connection)
+
+        self._writing().write(doubted)
+
+    def _empty_log(self, *, soon: bool = False) -> None:
+        if self._log is None:
+            return
+        if not soon:
+            self._log.empty()
+        self._log.empty_soon()
+
+    def _publish(self) -> None:
+        self._keys.publish()
+        self._open.publish()
+
+    def _doubt(self) -> None:
+        self._keys.clear()
+        self._open.clear()
+
+    def _latest_key(self, driver: DriverConnection, name: str) -> KeyRecord | None:
+        """The record as the transaction under way sees it."""
+        known = self._keys.latest(name)
+        if not isinstance(known, Missing):
+            return known
+        row = driver.execute(statements.KEY, {"name": name}).fetchone()
+        return rows.read(rows.KEY, row[0]) if row else None
+
+    def _cached(self, cache: Cache[T], name: str, statement: str, adapter: TypeAdapter[T]) -> T | None:
+        known = cache.get(name)
+        if not isinstance(known, Missing):
+            return known
+        generation = cache.generation
+        found = self._first(1, statement, name=name)
+        value = rows.read(adapter, found[0][0]) if found else None
+        cache.offer(name, value, generation)
+        return value
+
+    def _first(self, limit: int, statement: str, **parameters: object) -> list[Any]:
+        """Up to `limit` rows of one of `statements`, as tuples."""
+        with self._reading() as connection:
+            return driver_of(connection).execute(statement, parameters).fetchmany(limit)
 
     def _all(self, statement: Any) -> list[RowMapping]:
-        try:
-            with self._engine.connect() as connection:
-                return list(connection.execute(statement).mappings())
-        except SQLAlchemyError as exc:
-            raise JournalFailed(
-                f"the journal can't be read: {getattr(exc, 'orig', None) or type(exc).__name__}",
-                reason=Reason.JOURNAL_UNREADABLE,
-            ) from exc
+        with self._reading() as connection:
+            return list(connection.execute(statement).mappings())
 
     def _one(self, statement: Any) -> RowMapping | None:
         return next(iter(self._all(statement)), None)
 
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the journal's lock file: one daemon a journal.
-
-    Raises: JournalLocked where another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = path.with_name(path.name + ".lock")
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """A connection that reads; in memory, where no other connection sees the tables, the writer's own."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "another process"
-            raise JournalLocked(
-                f"the journal {path} is held by process {holder}", reason=Reason.JOURNAL_LOCKED
+            with self._engine.connect() if self._engine is not None else self._writing().between() as connection:
+                yield connection
+        except (SQLAlchemyError, sqlite3.Error) as exc:
+            raise JournalFailed(
+                f"the journal can't be read: {words_of(exc)}", reason=Reason.JOURNAL_UNREADABLE
             ) from exc
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
-def database_path(url: str) -> Path:
-    """The file of a `sqlite:///` URL."""
-    database = url.removeprefix("sqlite:///")
-    if not database or database == url:
-        raise JournalFailed("state.url must name a file", reason=Reason.JOURNAL_UNREADABLE)
-    return Path(database)
+def _same(current: Rotation | Missing | None, rotation: Rotation) -> bool:
+    """Whether this rotation is known to be the open one of its key."""
+    return isinstance(current, Rotation) and current.id == rotation.id
 
 
-def _make_file(path: Path) -> None:
-    """An empty database with the mode that SQLite gives to its -wal and -shm files as well: for the owner only."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        path.chmod(0o600)
-    except OSError as exc:
-        raise JournalFailed(
-            f"the journal {path} can't be opened: {exc.strerror}", reason=Reason.JOURNAL_UNREADABLE
-        ) from exc
-
-
-def _engine(path: Path, *, read_only: bool = False, immediately: bool = False) -> Engine:
-    """An SQLAlchemy engine on the file.
-
-    `immediately`: transactions begin with the write lock. A deferred one that meets another writer, or a checkpoint,
-    when it first writes fails at once, however long it may wait.
-    """
-    name = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rw'}"
-
-    def connect() -> DriverConnection:
-        return sqlite3.connect(name, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
-
-    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, hide_parameters=True)
-
-    @event.listens_for(engine, "connect")
-    def _connected(connection: DriverConnection, _: object) -> None:
-        connection.isolation_level = None  # BEGIN is ours (below), so that savepoints work
-        if read_only:
-            return
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediately else "BEGIN")
-
-    return engine
-
-
-def _migrate(engine: Engine) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    config.set_main_option("path_separator", "os")
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-def _save_key(connection: Connection, record: KeyRecord) -> None:
-    values: dict[str, Any] = {
-        "wake_at": _seconds(record.wake_at) if record.wake_at is not None else None,
-        "record": _KEY.dump_json(record).decode(),
-    }
-    statement = upsert(keys).values(name=record.name, **values)
-    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
-
-
-def _save_rotation(
-    connection: Connection, rotation: Rotation, data_key: bytes | None, blob: Blob | Erase | None
-) -> None:
-    values: dict[str, Any] = {
-        "key": rotation.key,
-        "started_at": _seconds(rotation.started_at),
-        "finished_at": _seconds(rotation.finished_at) if rotation.finished_at is not None else None,
-        "record": _ROTATION.dump_json(rotation).decode(),
-        "holds_secret": rotation.sealed,
-    }
-    if data_key is not None:
-        values["data_key"] = data_key
-    match blob:
-        case Blob():
-            values |= {"sealed": blob.sealed, "sealed_at": _seconds(blob.at)}
-        case Erase():
-            # also what older rotations of this key left behind: their secrets are dead now
-            connection.execute(
-                update(rotations)
-                .where(rotations.c.key == rotation.key, rotations.c.sealed.is_not(None))
-                .values(sealed=None, sealed_at=None, holds_secret=False, data_key=None)
-            )
-            values |= {"sealed": None, "sealed_at": None, "data_key": None}
-        case None:
-            pass
-    changed = connection.execute(update(rotations).where(rotations.c.id == rotation.id).values(**values))
-    if changed.rowcount == 0:
-        connection.execute(insert(rotations).values(id=rotation.id, **values))
-
-
-def _event_row(item: RotationEvent) -> Mapping[str, Any]:
-    extra = f" {json.dumps(dict(item.extra))}" if item.extra else ""
-    return {
-        "at": _seconds(item.at),
-        "key": item.key,
-        "rotation": item.rotation,
-        "name": item.name,
-        "step": item.step.value if item.step else None,
-        "result": item.result,
-        "reason": item.reason.value if item.reason else None,
-        "seconds": item.seconds,
-        "detail": (item.detail + extra).strip(),
-    }
-
-
-def _sealed_row(row: RowMapping) -> SealedRow:
-    return SealedRow(
-        rotation=_read(_ROTATION, row["record"]),
-        data_key=row["data_key"],
-        sealed=row["sealed"],
-        sealed_at=_moment(row["sealed_at"]),
-        holds_secret=row["holds_secret"],
-    )
-
-
-def _read(adapter: TypeAdapter[Any], record: str) -> Any:
-    try:
-        return adapter.validate_json(record)
-    except ValidationError as exc:
-        raise JournalFailed("a record of the journal can't be read", reason=Reason.JOURNAL_UNREADABLE) from exc
-
-
-def _seconds(moment: datetime) -> float:
-    return moment.timestamp()
-
-
-def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds)
+def _open_after(current: Rotation | Missing | None, rotation: Rotation) -> Rotation | Missing:
+    """The open rotation of a key once `rotation` is saved; MISSING where only the file can tell."""
+    only = current is None or _same(current, rotation)
+    return rotation if only and rotation.finished_at is None else MISSING

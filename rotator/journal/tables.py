@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text, text
 
 metadata = MetaData()
 
@@ -29,13 +29,14 @@ rotations = Table(
     Column("holds_secret", Boolean, nullable=False, default=False),  # else the blob is an answer without a secret
     Index("ix_rotations_key_started", "key", "started_at"),
     Index("ix_rotations_open", "key", "finished_at"),
+    Index("ix_rotations_sealed", "key", sqlite_where=text("sealed IS NOT NULL")),
 )
 
 events = Table(
     "events",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("at", Float, nullable=False, index=True),
+    Column("at", Float, nullable=False),
     Column("key", String, nullable=False, index=True),
     Column("rotation", String, nullable=True),
     Column("name", String, nullable=False),

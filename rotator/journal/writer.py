@@ -1,139 +1,145 @@
-"""One thread that owns the journal's writing connection and commits together what waits together.
+"""One connection that writes the journal, one transaction at a time, for all who wait at that moment.
 
-A durable commit costs a disk flush; sixteen rotations that wait for one each pay for one between them
-(measured.md, "Journal").
+A durable commit costs a disk flush; sixteen rotations that wait for one each pay for one between them. The caller
+whose turn it is does the work of all: handing it to a thread of its own and back would cost as much as the commit.
 """
 
 from __future__ import annotations
 
-import queue
 import sqlite3
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from rotator.errors import JournalFailed
+from rotator.journal.database import driver_of
 from rotator.reasons import Reason
 
 T = TypeVar("T")
 Work = Callable[[Connection], Any]
-_Item = tuple[Work, Future[Any]]
 _BATCH = 64
 
 
-class Writer:
-    """Runs writes one batch at a time; a caller's `write` returns when its batch is durable."""
+@dataclass(slots=True)
+class _Item:
+    """One caller's work, and what became of it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._waiting: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # nothing is queued behind the word to end
-        self._closed = False
-        self._truncate = threading.Event()
-        self._truncate.set()  # a process that died may have left an erased blob in the log
-        self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
-        self._thread.start()
+    work: Work
+    done: bool = False
+    result: Any = None
+    error: Exception | None = None
+
+
+class Writer:
+    """Runs writes in batches; a caller's `write` returns when its batch is durable.
+
+    Args:
+        connection: nobody else uses it.
+        committed: called after each commit, before its callers return.
+        doubted: called when a commit failed, and when another connection has written: nothing known is certain.
+    """
+
+    def __init__(self, connection: Connection, *, committed: Callable[[], None], doubted: Callable[[], None]) -> None:
+        self._connection = connection
+        self._driver = driver_of(connection)
+        self._committed, self._doubted = committed, doubted
+        self._waiting: deque[_Item] = deque()
+        self._turn = threading.RLock()  # held by the one that uses the connection
+        self._version = 0  # changes when another connection commits
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction and return its result once it is committed.
 
         Raises: JournalFailed JOURNAL_UNWRITABLE where the database refuses.
         """
-        done: Future[T] = Future()
-        with self._lock:
-            if self._closed:
-                raise JournalFailed("the journal is closed", reason=Reason.JOURNAL_UNWRITABLE)
-            self._waiting.put((work, done))
-        return done.result()
+        item = _Item(work)
+        self._waiting.append(item)
+        with self._turn:
+            while not item.done:
+                self._commit([self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))])
+        if item.error is not None:
+            raise item.error
+        return item.result  # type: ignore[no-any-return]
 
-    def truncate_log(self) -> None:
-        """Empty the write-ahead log; where a reader holds it, after the next commits until it is empty."""
-        self._truncate.set()
-        self.write(lambda _connection: None)
+    @contextmanager
+    def between(self) -> Iterator[Connection]:
+        """The connection, between two transactions."""
+        with self._turn:
+            yield self._connection
 
     def close(self) -> None:
-        """Commit what waits and end the thread."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._waiting.put(None)
-        self._thread.join()
-        self._engine.dispose()
-
-    def _run(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            self._commit(batch)
-
-    def _next_batch(self) -> list[_Item] | None:
-        first = self._waiting.get()
-        if first is None:
-            return None
-        batch = [first]
-        while len(batch) < _BATCH:
-            try:
-                item = self._waiting.get_nowait()
-            except queue.Empty:
-                break
-            if item is None:
-                self._waiting.put(None)  # for the next round, after this batch
-                break
-            batch.append(item)
-        return batch
+        """Close the connection; what comes later is refused."""
+        with self._turn:
+            engine = self._connection.engine
+            self._connection.close()
+            engine.dispose()
 
     def _commit(self, batch: list[_Item]) -> None:
         try:
-            with self._engine.begin() as connection:
-                results = [(done, _one(connection, work, done)) for work, done in batch]
-        except Exception as exc:  # noqa: BLE001 - this thread must outlive anything, or every caller waits for ever
-            for _, done in batch:
-                if not done.done():
-                    done.set_exception(_unwritable(exc))
-            return
-        self._empty_log()
-        for done, result in results:
-            if not done.done():
-                done.set_result(result)
+            self._begin()
+            for item in batch:
+                self._run(item, alone=len(batch) == 1)
+            if self._driver.in_transaction:
+                self._driver.execute("COMMIT")
+            self._committed()
+        except BaseException as exc:
+            self._give_up(batch, exc)
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            for item in batch:
+                item.done = True
 
-    def _empty_log(self) -> None:
-        """A checkpoint that leaves nothing behind; not inside a transaction, and never by two threads."""
-        if not self._truncate.is_set():
-            return
+    def _begin(self) -> None:
+        self._roll_back()  # what an interrupted caller left
+        self._driver.execute("BEGIN IMMEDIATE")
+        version = self._driver.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._version:
+            self._version = version
+            self._doubted()
+
+    def _run(self, item: _Item, *, alone: bool) -> None:
+        """One caller's work; among others in a savepoint of its own: its mistake is not its neighbours'."""
+        if not alone:
+            self._driver.execute("SAVEPOINT one")
         try:
-            with closing(self._engine.raw_connection()) as raw:
-                cursor = raw.cursor()
-                cursor.execute("PRAGMA busy_timeout=50")
-                busy = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-                cursor.execute("PRAGMA busy_timeout=10000")
-        except (SQLAlchemyError, sqlite3.Error):
-            return  # the batch is committed all the same; the log is emptied after a later one
-        if not busy:
-            self._truncate.clear()
+            item.result = item.work(self._connection)
+        except Exception as exc:  # noqa: BLE001 - handed to the caller whose work it was
+            item.error = _unwritable(exc) if isinstance(exc, SQLAlchemyError | sqlite3.Error) else exc
+            if alone:
+                self._roll_back()
+            else:
+                # fails where the whole transaction is gone (disk full): then so does the batch
+                self._driver.execute("ROLLBACK TO one")
+        if not alone:
+            self._driver.execute("RELEASE one")
+
+    def _give_up(self, batch: list[_Item], exc: BaseException) -> None:
+        self._doubted()
+        for item in batch:
+            item.error = item.error or _unwritable(exc)
+        with suppress(sqlite3.Error):  # tried again before the next transaction
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        if self._driver.in_transaction:
+            self._driver.execute("ROLLBACK")
 
 
-def _one(connection: Connection, work: Work, done: Future[Any]) -> object:
-    """One caller's work in a savepoint of its own: its mistake is not its neighbours'."""
-    savepoint = connection.begin_nested()
-    try:
-        result = work(connection)
-    except SQLAlchemyError as exc:
-        savepoint.rollback()  # fails where the whole transaction is gone (disk full): then so does the batch
-        done.set_exception(_unwritable(exc))
-        return None
-    except Exception as exc:  # noqa: BLE001 - handed to the caller whose work it was
-        savepoint.rollback()
-        done.set_exception(exc)
-        return None
-    savepoint.commit()
-    return result
+def _unwritable(exc: BaseException) -> JournalFailed:
+    failed = JournalFailed(f"the journal can't be written: {words_of(exc)}", reason=Reason.JOURNAL_UNWRITABLE)
+    failed.__cause__ = exc  # raised later, in its caller's thread
+    return failed
 
 
-def _unwritable(exc: Exception) -> JournalFailed:
+def words_of(exc: BaseException) -> str:
     """The driver's own words, without SQLAlchemy's statement and parameters (which may hold a sealed blob)."""
-    words = getattr(exc, "orig", None) or type(exc).__name__
-    return JournalFailed(f"the journal can't be written: {words}", reason=Reason.JOURNAL_UNWRITABLE)
+    if isinstance(exc, sqlite3.Error | OSError):
+        return str(exc)
+    return str(getattr(exc, "orig", None) or type(exc).__name__)

@@ -12,9 +12,13 @@ from typing import Final
 from rotator.ports import Provider
 from rotator.providers.haltian import Haltian
 from rotator.providers.http import make_client
+from rotator.providers.losant import Losant
+from rotator.providers.mosquitto import Mosquitto
 
-__all__ = ["PROVIDERS", "Haltian", "make_client"]
+__all__ = ["PROVIDERS", "Haltian", "Losant", "Mosquitto", "make_client"]
 
 PROVIDERS: Final[Mapping[str, Callable[..., Provider]]] = {
     "haltian": Haltian,
+    "losant": Losant,
+    "mosquitto": Mosquitto,
 }

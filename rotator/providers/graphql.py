@@ -90,7 +90,8 @@ _CAUTION: Final = tuple(Meaning)  # the order of the class
 _LONGEST_MESSAGE: Final = 200
 _TOKEN_LIKE: Final = re.compile(r"\beyJ[\w-]*(?:\.[\w-]*)*|(?i:\bbearer\s+)\S+|[A-Za-z0-9_+/-]{25,}=*")
 _UUID: Final = re.compile(r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+# with half of a surrogate pair, which JSON can hold and neither the journal nor a log can write
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
 def read_errors(errors: object, *, secrets: Iterable[str] = ()) -> GraphqlError | None:
@@ -113,7 +114,7 @@ def _read_one(error: object, secrets: Sequence[str]) -> GraphqlError:
     raw = extensions.get("code") if isinstance(extensions, dict) else None
     if raw is None:
         raw = fields.get("code")
-    code = re.sub(r"[^a-z0-9]+", "-", str(raw if raw is not None else "").lower()).strip("-")[:40]
+    code = re.sub(r"[^a-z0-9]+", "-", str(raw).lower() if isinstance(raw, str | int) else "").strip("-")[:40]
     message = fields.get("message")
     text = message if isinstance(message, str) else ""
     return GraphqlError(

@@ -15,7 +15,7 @@ import structlog
 
 from rotator.errors import BadAnswer, RotatorError, Transient
 from rotator.jwt import unverified_expiry
-from rotator.model import ExpirySource, Identity, Issued, Secret, UpstreamKey
+from rotator.model import ExpirySource, Identity, Issued, Secret, Strategy, UpstreamKey
 from rotator.ports import Clock, OnRequest, Reveal
 from rotator.providers.haltian_session import AuthRefused, HaltianApi, Reply, Session, Sessions
 from rotator.providers.http import Peer
@@ -114,6 +114,11 @@ class Haltian:
     def name(self) -> str:
         """The name in the configuration."""
         return self._name
+
+    @property
+    def strategy(self) -> Strategy:
+        """The old token is dead as soon as a new one exists (the guide, step 7)."""
+        return Strategy.IN_PLACE
 
     @property
     def issue_deadline(self) -> timedelta:

@@ -3,7 +3,8 @@
 What it settles once for all of them:
 
 - a failure before the request could leave is "nothing happened" (Transient); any later one is "it may have happened",
-  which is UnknownOutcome for a call that changes something and Transient for one that only looks (rule 9);
+  which is UnknownOutcome for a call that changes something and Transient for one that only looks (rule 9). The
+  transport's own trace decides where there is one, else the exception's class;
 - httpx's timeouts are for each connect, write and read; here they are cut to what is left of one deadline, and a
   request whose turn comes after the deadline is not sent at all (rule 4 needs a real total);
 - an answer is never longer than `LONGEST_BODY`, unpacked;
@@ -16,11 +17,13 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import Enum, auto
 from typing import Any, Final, TypeVar
 
+import h11
 import httpx
 
-from rotator.errors import RotatorError, Transient, UnknownOutcome
+from rotator.errors import Permanent, RotatorError, Transient, UnknownOutcome
 from rotator.model import RequestDone
 from rotator.ports import Clock, OnRequest
 from rotator.reasons import Reason
@@ -44,6 +47,9 @@ NOT_SENT: Final = (
 )
 # Every exception that httpx has: HTTPError's tree and the three that stand beside it.
 ALL_ERRORS: Final = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError)
+# What httpx lets through as it is: a host name that DNS can't hold and a `Location` that is no URL (both ValueError), a
+# client that another thread closes (RuntimeError), h11's refusal to send, and sockets beside the reads and writes.
+LET_THROUGH: Final = (OSError, ValueError, RuntimeError, h11.ProtocolError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +63,20 @@ class HttpAnswer:
 
 class TooLong(httpx.DecodingError):
     """The answer is longer than `LONGEST_BODY`."""
+
+
+class _Phase(Enum):
+    """How far a request has come."""
+
+    BUILDING = auto()
+    HANDED_OVER = auto()  # to a transport that has told nothing of it yet; one without a trace never will
+    CONNECTING = auto()
+    SENDING = auto()  # from here on a byte of it may have left
+
+
+@dataclass(slots=True)
+class _Progress:
+    phase: _Phase = _Phase.BUILDING
 
 
 class Peer:
@@ -97,40 +117,52 @@ class Peer:
 
         Raises:
             Transient: nothing was sent; or, where `changes` is False, no whole answer came.
+            Permanent: PROVIDER_AUTH, nothing was sent, since a value can't be written as text.
             UnknownOutcome: `changes`, and no whole answer came to a request that may have been sent.
         """
         start, code, skew = self._clock.monotonic(), "unsent", None
+        progress = _Progress()
         try:
             if deadline <= start:
                 raise httpx.ConnectTimeout("no time was left to send the request")
             if self._client.is_closed:
                 raise httpx.ConnectError("the client is closed")
-            answer = self._exchange(url, json, headers, deadline)
+            answer = self._exchange(url, json, headers, deadline, progress)
             skew = self._skew(answer, start)
             code, result = read(answer)
             return result
-        except ALL_ERRORS as exc:
+        except (*ALL_ERRORS, *LET_THROUGH) as exc:
             code = type(exc).__name__
-            raise self._failure(exc, operation=operation, changes=changes) from exc
+            # what can't be encoded stands in that exception whole, and a character of it in its text (rule 6)
+            cause = None if isinstance(exc, UnicodeEncodeError) else exc
+            raise self._failure(exc, progress.phase, operation=operation, changes=changes) from cause
         finally:
             seconds = self._clock.monotonic() - start
             self._on_request(RequestDone(peer=self._name, operation=operation, code=code, seconds=seconds, skew=skew))
 
-    def _exchange(self, url: str, json: object, headers: Mapping[str, str], deadline: float) -> HttpAnswer:
+    def _exchange(
+        self, url: str, json: object, headers: Mapping[str, str], deadline: float, progress: _Progress
+    ) -> HttpAnswer:
         timeouts: dict[str, float] = {}
         self._shrink(timeouts, deadline)
 
-        def before(event: str, _info: Mapping[str, Any]) -> None:
+        def before(event: str, info: Mapping[str, Any]) -> None:
             # httpcore reads `timeouts` anew in each phase, so this makes the phases' timeouts one total.
             if not event.endswith(".started"):
                 return
             left = self._shrink(timeouts, deadline)
-            if left <= 0 and event.endswith("send_request_headers.started"):
-                raise httpx.ConnectTimeout("the deadline passed before the request was sent")
+            if progress.phase is _Phase.HANDED_OVER:
+                progress.phase = _Phase.CONNECTING
+            if event.endswith("send_request_headers.started"):
+                if left <= 0:
+                    raise httpx.ConnectTimeout("the deadline passed before the request was sent")
+                if info["request"].method != b"CONNECT":  # which asks a proxy for a tunnel, ahead of our request
+                    progress.phase = _Phase.SENDING
 
         request = self._client.build_request(
             "POST", url, json=json, headers=headers, extensions={"timeout": timeouts, "trace": before}
         )
+        progress.phase = _Phase.HANDED_OVER
         response = self._client.send(request, stream=True)
         try:
             body = bytearray()
@@ -157,13 +189,17 @@ class Peer:
         half = timedelta(seconds=(self._clock.monotonic() - start) / 2)  # the answer was made somewhere in between
         return at - (self._clock.now() - half)
 
-    def _failure(self, exc: Exception, *, operation: str, changes: bool) -> RotatorError:
+    def _failure(self, exc: Exception, phase: _Phase, *, operation: str, changes: bool) -> RotatorError:
         what = f"{self._name}: {operation}: {type(exc).__name__}"
-        if isinstance(exc, NOT_SENT):
+        if phase is _Phase.BUILDING and isinstance(exc, UnicodeEncodeError):
+            text = f"{what}: a value of the login, or the key's id, can't be sent as text"
+            return Permanent(text, reason=Reason.PROVIDER_AUTH)
+        unsent = isinstance(exc, NOT_SENT) if phase is _Phase.HANDED_OVER else phase is not _Phase.SENDING
+        if unsent:
             return Transient(f"{what} before the request was sent", reason=Reason.PROVIDER_UNREACHABLE)
         if changes:
             return UnknownOutcome(f"{what}: the request may have taken effect")
-        if isinstance(exc, httpx.DecodingError):
+        if isinstance(exc, httpx.DecodingError | ValueError):
             return Transient(f"{what}: the answer can't be read", reason=Reason.PROVIDER_ANSWER_UNREADABLE)
         return Transient(f"{what}: no whole answer came", reason=Reason.PROVIDER_UNREACHABLE)
 

@@ -112,8 +112,8 @@ class VaultStore:
         if needed not in granted:
             raise self._missing(needed, path)
 
-    def read(self, path: str) -> StoredSecret:
-        """The current version of `path`.
+    def read(self, path: str, version: int | None = None) -> StoredSecret:
+        """The current version of `path`, or an older one.
 
         Values that are not strings belong to others: they are given as JSON text, so that they can be seen and
         compared, while `put` keeps the real ones.
@@ -121,7 +121,7 @@ class VaultStore:
         Returns: version 0 and data None where nothing was ever written; the version and data None where the current
             one is deleted or destroyed.
         """
-        current = self._read(_checked(path))
+        current = self._read(_checked(path), version)
         data = None if current.data is None else {name: _as_text(value) for name, value in current.data.items()}
         return StoredSecret(version=current.version, data=data)
 
@@ -163,22 +163,22 @@ class VaultStore:
 
     # --- one request each -------------------------------------------------------------------------------------------
 
-    def _read(self, path: str) -> _Current:
+    def _read(self, path: str, version: int | None = None) -> _Current:
         def send(adapter: RawAdapter) -> requests.Response:
             # raise_on_deleted_version only matters to hvac's warning about its default: nothing is raised here
             response: requests.Response = KvV2(adapter).read_secret_version(
-                path, mount_point=self._mount, raise_on_deleted_version=False
+                path, version=version, mount_point=self._mount, raise_on_deleted_version=False
             )
             return response
 
         what = f"read {self._shown(path)}"
         answer = self._login.call("read", send, what=what)
         if answer.ok or answer.status == 404:
-            version = answer.part("data", "metadata").get("version")
-            if isinstance(version, int):
+            found = answer.part("data", "metadata").get("version")
+            if isinstance(found, int):
                 data = answer.body["data"]
                 held = data.get("data") if isinstance(data, Mapping) else None
-                return _Current(version=version, data=held if answer.ok and isinstance(held, Mapping) else None)
+                return _Current(version=found, data=held if answer.ok and isinstance(held, Mapping) else None)
         if answer.status == 404 and answer.is_json and not answer.text and answer.body.get("errors") == []:
             return _Current(version=0, data=None)
         raise self._refused(answer, what)

@@ -15,6 +15,7 @@ from typing import Final
 import hvac.exceptions
 import requests
 import structlog
+import urllib3.exceptions
 from hvac.adapters import RawAdapter
 from hvac.api.system_backend import Health
 from requests.adapters import HTTPAdapter
@@ -54,7 +55,8 @@ HVAC_STATUS: Final[Mapping[type[hvac.exceptions.VaultError], int]] = {
     hvac.exceptions.UnexpectedError: 500,
 }
 
-# What `requests` raises, first match wins. A write that was cut off may be sent again: `cas` makes that harmless.
+# What `requests` raises, and lets through, first match wins. A write that was cut off may be sent again: `cas` makes
+# that harmless.
 REQUESTS_ERRORS: Final[Sequence[tuple[type[Exception], type[RotatorError], Reason]]] = (
     (requests.exceptions.InvalidHeader, Permanent, Reason.VAULT_AUTH),  # a token that can't stand in a header
     (requests.exceptions.URLRequired, Permanent, Reason.VAULT_UNREACHABLE),
@@ -66,7 +68,13 @@ REQUESTS_ERRORS: Final[Sequence[tuple[type[Exception], type[RotatorError], Reaso
     (requests.exceptions.Timeout, Transient, Reason.VAULT_UNREACHABLE),
     (requests.exceptions.ChunkedEncodingError, Transient, Reason.VAULT_UNREACHABLE),
     (requests.exceptions.RequestException, Transient, Reason.VAULT_UNAVAILABLE),
+    (urllib3.exceptions.LocationValueError, Permanent, Reason.VAULT_UNREACHABLE),  # a host name that DNS can't hold
+    (OSError, Transient, Reason.VAULT_UNREACHABLE),  # with a CA file that is gone
+    (urllib3.exceptions.HTTPError, Transient, Reason.VAULT_UNREACHABLE),
+    (ValueError, Transient, Reason.VAULT_UNREACHABLE),  # a `Location` that is no URL
+    (RuntimeError, Transient, Reason.VAULT_UNAVAILABLE),
 )
+LIBRARY_ERRORS: Final = (OSError, ValueError, RuntimeError, hvac.exceptions.VaultError, urllib3.exceptions.HTTPError)
 
 _log = structlog.get_logger(__name__)
 
@@ -107,7 +115,9 @@ def vault_text(body: Mapping[str, object]) -> str:
     for name in ("errors", "warnings"):
         found = body.get(name)
         if isinstance(found, list) and found:
-            line = " ".join("; ".join(str(each) for each in found).split())
+            text = "; ".join(str(each) for each in found if isinstance(each, str | int))
+            # half of a surrogate pair, which JSON can hold, can be written neither to the journal nor to a log
+            line = " ".join(text.encode(errors="replace").decode().split())
             return line if len(line) <= _LONGEST_MESSAGE else line[: _LONGEST_MESSAGE - 1] + "…"
     return ""
 
@@ -144,6 +154,11 @@ def library_error(exc: Exception, *, what: str) -> RotatorError:
     """What an exception of requests or hvac means."""
     if isinstance(exc, hvac.exceptions.VaultError):
         return status_error(HVAC_STATUS.get(type(exc), 500), type(exc).__name__, what=what)
+    if isinstance(exc, requests.exceptions.InvalidHeader) and exc.request is not None:
+        # urllib3 found it in the answer; one of ours is found while the request is made
+        return Transient(f"vault: {what}: InvalidHeader in the answer", reason=Reason.VAULT_UNAVAILABLE)
+    if isinstance(exc, UnicodeEncodeError):  # http.client's; a token was looked at before
+        return Permanent(f"vault: {what}: the namespace can't stand in a header", reason=Reason.VAULT_AUTH)
     for kind, error, reason in REQUESTS_ERRORS:
         if isinstance(exc, kind):
             return error(f"vault: {what}: {type(exc).__name__}", reason=reason)
@@ -258,9 +273,10 @@ class VaultWire:
                 half = timedelta(seconds=(self._clock.monotonic() - start) / 2)  # the answer was made in between
                 skew = at - (self._clock.now() - half)
             return response, retry_after(response.headers.get("Retry-After"), self._clock.now())
-        except (OSError, hvac.exceptions.VaultError) as exc:  # requests' own are OSErrors, and so is a lost CA file
+        except LIBRARY_ERRORS as exc:  # requests' own are OSErrors
             code = type(exc).__name__
-            raise library_error(exc, what=what) from exc
+            # what can't be encoded stands in that exception whole, and a character of it in its text (rule 6)
+            raise library_error(exc, what=what) from (None if isinstance(exc, UnicodeEncodeError) else exc)
         finally:
             seconds = self._clock.monotonic() - start
             self._on_request(RequestDone(peer="vault", operation=operation, code=code, seconds=seconds, skew=skew))

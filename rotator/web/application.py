@@ -71,23 +71,6 @@ def make_application(
         found = await run_in_threadpool(control.rotations, request.query_params.get("key"))
         return JSONResponse({"rotations": found})
 
-    async def rotate(request: Request) -> Response:
-        body = await _body(request)
-        asked = await run_in_threadpool(
-            lambda: control.rotate(request.path_params["name"], now=body.get("now") is True)
-        )
-        return JSONResponse(asked, status_code=202)
-
-    async def pause(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(control.pause, request.path_params["name"]))
-
-    async def resume(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(control.resume, request.path_params["name"]))
-
-    async def adopt(request: Request) -> Response:
-        secret = _secret(await _body(request))
-        return JSONResponse(await run_in_threadpool(control.adopt, request.path_params["name"], secret))
-
     def admin(answer: Answer) -> Answer:
         async def guarded(request: Request) -> Response:
             if not trusted and not _authorised(request, admin_token):
@@ -101,7 +84,6 @@ def make_application(
 
         return guarded
 
-    actions = {"rotate": rotate, "pause": pause, "resume": resume, "adopt": adopt}
     return Starlette(
         routes=[
             Route("/metrics", metrics),
@@ -113,11 +95,52 @@ def make_application(
             Route("/api/rotations", rotations),
             *(
                 Route(f"/api/keys/{{name}}/{action}", admin(answer), methods=["POST"])
-                for action, answer in actions.items()
+                for action, answer in _actions(control).items()
             ),
         ],
         exception_handlers={RotatorError: _refuse},
     )
+
+
+def _actions(control: Control) -> dict[str, Answer]:
+    """What may be asked of a key, by the last part of its path."""
+
+    async def rotate(request: Request) -> Response:
+        body = await _body(request)
+        now, compromised = body.get("now") is True, body.get("compromised") is True
+        asked = await run_in_threadpool(
+            lambda: control.rotate(request.path_params["name"], now=now, compromised=compromised)
+        )
+        return JSONResponse(asked, status_code=202)
+
+    async def rollback(request: Request) -> Response:
+        asked = await run_in_threadpool(control.rollback, request.path_params["name"])
+        return JSONResponse(asked, status_code=202)
+
+    async def confirm(request: Request) -> Response:
+        consumer = (await _body(request)).get("consumer")
+        if not isinstance(consumer, str):
+            raise Permanent("`consumer` must be a text", reason=Reason.BAD_REQUEST)
+        return JSONResponse(await run_in_threadpool(control.confirm, request.path_params["name"], consumer))
+
+    async def pause(request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(control.pause, request.path_params["name"]))
+
+    async def resume(request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(control.resume, request.path_params["name"]))
+
+    async def adopt(request: Request) -> Response:
+        secret = _secret(await _body(request))
+        return JSONResponse(await run_in_threadpool(control.adopt, request.path_params["name"], secret))
+
+    return {
+        "rotate": rotate,
+        "pause": pause,
+        "resume": resume,
+        "rollback": rollback,
+        "confirm": confirm,
+        "adopt": adopt,
+    }
 
 
 async def _refuse(_request: Request, error: Exception) -> Response:

@@ -213,7 +213,9 @@ class RotatorProcess:
         """The lines since the last start, or those of one event with these fields."""
         if not self.log_file.exists():
             return []
-        text = self.log_file.read_bytes()[self._log_starts :].decode()
+        with self.log_file.open("rb") as file:
+            file.seek(self._log_starts)
+            text = file.read().decode()
         lines: list[Json] = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
         wanted = fields.items()
         return [line for line in lines if event in {None, line["event"]} and wanted <= line.items()]

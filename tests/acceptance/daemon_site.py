@@ -39,6 +39,7 @@ class Site:
         folder: the test's own.
         vault, broker: shared with other tests; this site has a policy and keys of its own in them.
         lifetime: of the tokens.
+        haltian: whether it has a platform from the start.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Site:
         broker: MosquittoBroker,
         *,
         lifetime: timedelta = timedelta(days=90),
+        haltian: bool = True,
     ) -> None:
         self.folder, self.vault, self.broker = folder, vault, broker
         self._lifetime = lifetime
@@ -62,7 +64,8 @@ class Site:
             "keys": {},
             "shutdown_grace": "1s",
         }
-        self.add_provider("haltian")
+        if haltian:
+            self.add_provider("haltian")
 
     @property
     def platform(self) -> HaltianPlatform:

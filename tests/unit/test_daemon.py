@@ -26,7 +26,6 @@ from rotator.journal.seal import Fingerprints, Seal
 from rotator.journal.spool import Spool
 from rotator.journal.sqlite import SqliteJournal
 from rotator.keys import ISSUE_NOW, KeyRecord
-from rotator.lifecycle import Limits, Rotation
 from rotator.managed import ConsumerLink, ManagedKey
 from rotator.metrics import Metrics
 from rotator.model import (
@@ -38,12 +37,14 @@ from rotator.model import (
     RotationEvent,
     Secret,
     StoredSecret,
+    Strategy,
     Ticket,
     UpstreamKey,
     Verdict,
 )
 from rotator.policy import Policy
 from rotator.reasons import Reason
+from rotator.rotation import Limits, Rotation
 from rotator.steps import World
 from rotator.watcher import Watcher
 
@@ -55,6 +56,7 @@ class Platform:
     """Many keys; `hold` keeps an issue call inside until the test lets it go."""
 
     name = "acme"
+    strategy = Strategy.IN_PLACE
     issue_deadline = timedelta(seconds=30)
 
     def __init__(self, clock: SystemClock) -> None:
@@ -97,7 +99,7 @@ class Shelf:
     def preflight(self, path: str) -> None:
         """Always."""
 
-    def read(self, path: str) -> StoredSecret:
+    def read(self, path: str, version: int | None = None) -> StoredSecret:
         with self._lock:
             versions = self.versions[path]
             return StoredSecret(version=len(versions), data=versions[-1])

@@ -27,10 +27,11 @@ from rotator.keys import (
     state,
     versions_behind,
 )
-from rotator.lifecycle import Rotation, begin_call
+from rotator.lifecycle import begin_call
 from rotator.model import ExpirySource, Identity, Issued, KeyState, Secret, Step, UpstreamKey, Verdict, utc
 from rotator.policy import Policy, Window
 from rotator.reasons import Reason
+from rotator.rotation import Rotation
 
 NOW = datetime(2026, 3, 24, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -18,6 +18,14 @@ from rotator.lifecycle import (
     LOOK_AGAIN,
     MAX_ANSWERS,
     UNREACHABLE_PROBES,
+    advance,
+    backoff,
+    begin_call,
+    next_step,
+)
+from rotator.model import Identity, Issued, Result, Step, Ticket, Verdict
+from rotator.reasons import Reason
+from rotator.rotation import (
     ConfirmDone,
     ConsumerProgress,
     DeliverDone,
@@ -36,13 +44,7 @@ from rotator.lifecycle import (
     Run,
     SettleDone,
     Wait,
-    advance,
-    backoff,
-    begin_call,
-    next_step,
 )
-from rotator.model import Identity, Issued, Result, Step, Ticket, Verdict
-from rotator.reasons import Reason
 
 NOW = datetime(2026, 3, 24, 12, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

@@ -351,7 +351,7 @@ SPARE = "min_interval: 0s"  # a line that says nothing, in whose place another c
         ("method: token", "method: tokn", "vault.auth: must be one of token, approle", "did you mean `token`?"),
         ("method: token, ", "method: token, mount: x, ", "unknown name `vault.auth.mount`", "method, token"),
         # not in this version
-        ("kind: haltian", "kind: losant", "`losant` is not supported by this version", "haltian"),
+        ("kind: haltian", "kind: wayscloud", "`wayscloud` is not supported by this version", "haltian"),
         ("kind: systemd", "kind: kubernetes", "`kubernetes` is not supported by this version", "systemd"),
         ("kind: command", "kind: webhook", "`webhook` is not supported by this version", "command"),
         ("method: token", "method: jwt", "`jwt` is not supported by this version", "approle"),
@@ -449,7 +449,6 @@ def test_one_fault(config: Callable[..., Settings], old: str, new: str, said: st
         (f"http: {{admin_token: {PASSWORD}}}", "http.admin_token: a secret never stands in", "{credential: NAME}"),
         ("state: {url: 'postgresql+psycopg://rotator@db/rotator'}", "only sqlite is supported by this", "sqlite:///"),
         ("state: {url: 'sqlite:///:memory:'}", "state.url: must be sqlite:///", "sqlite:///"),
-        ("state: {seal: {kind: vault-transit}}", "`vault-transit` is not supported by this version", "file"),
         ("mode: managed", "mode: must be manage or observe", "one of these"),
         ("max_due_share: 5", "max_due_share: '5' is not a share", "33%"),
         ("defaults: {on_conflict: pray}", "on_conflict: must be stop or take_over", "one of these"),

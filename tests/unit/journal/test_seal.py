@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import os
-import stat
-from pathlib import Path
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rotator.errors import JournalFailed, Permanent
-from rotator.journal.seal import KEY_BYTES, Fingerprints, Seal, load_seal
+from remote_wrap import RemoteWrap
+from rotator.errors import Permanent, Transient
+from rotator.journal.seal import KEY_BYTES, Fingerprints, KeyWrap, Seal
 from rotator.reasons import Reason
 
 SEAL = Seal(b"k" * KEY_BYTES)
@@ -92,54 +92,70 @@ def test_a_seal_shows_its_id_and_not_its_key() -> None:
     """The id tells keys apart and gives nothing away."""
     assert SEAL.id != OTHER.id
     assert f"Seal(id={SEAL.id})" == repr(SEAL)
+    assert f"KeyWrap(id={SEAL.id})" == repr(KeyWrap(b"k" * KEY_BYTES))
     assert b"k" * 4 not in repr(SEAL).encode()
 
 
-# --- the key file ------------------------------------------------------------------------------------------------
+# --- a key that somebody else keeps ------------------------------------------------------------------------------
 
 
-def test_the_key_file_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
-    """0600 whatever the umask, in a folder of its own; the next start reads the same key."""
-    path = tmp_path / "state" / "seal.key"
-    before = os.umask(0)
-    try:
-        made = load_seal(path, create=True)
-    finally:
-        os.umask(before)
-    assert (0o600, 0o700) == (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode))
-    assert made.id == load_seal(path, create=True).id == load_seal(path, create=False).id
+@pytest.fixture
+def remote() -> RemoteWrap:
+    """Whoever keeps the key, at home."""
+    return RemoteWrap()
 
 
-def test_a_missing_key_is_not_replaced_while_secrets_wait(tmp_path: Path) -> None:
-    """A new key could open none of them."""
-    with pytest.raises(JournalFailed) as caught:
-        load_seal(tmp_path / "seal.key", create=False)
-    assert Reason.SEAL_KEY_MISSING == caught.value.reason
-    assert [] == list(tmp_path.iterdir())
+def test_sealing_after_the_answer_needs_nobody(remote: RemoteWrap) -> None:
+    """From preflight on the data key is in memory: Vault may be down when the answer comes."""
+    seal = Seal(remote)
+    wrapped = seal.new_data_key()
+    remote.away = True
+    assert b"secret" == seal.open(wrapped, seal.seal(wrapped, b"secret", bound_to=ROW), bound_to=ROW)
+    assert 1 == remote.asked
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"not base64 at all!", base64.b64encode(b"too short"), b"\xff\xfe", bytes(32)],
-    ids=["empty", "words", "short", "binary", "zeros"],
-)
-def test_a_file_that_is_no_seal_key_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
-    """Named, without its content, and never overwritten."""
-    path = tmp_path / "seal.key"
-    path.write_bytes(content)
-    with pytest.raises(JournalFailed) as caught:
-        load_seal(path, create=True)
-    assert str(path) in caught.value.message
-    assert caught.value.reason in {Reason.SEAL_BROKEN, Reason.SEAL_KEY_MISSING}
-    assert content == path.read_bytes()
+def test_a_restarted_process_gets_ready_before_the_call(remote: RemoteWrap) -> None:
+    """The journaled data key is unwrapped once, and sealing needs nobody from then on."""
+    wrapped = Seal(remote).new_data_key()
+    restarted = Seal(remote)
+    restarted.ready(wrapped)
+    restarted.ready(wrapped)
+    assert 2 == remote.asked
+    remote.away = True
+    restarted.ready(wrapped)
+    sealed = restarted.seal(wrapped, b"secret", bound_to=ROW)
+    remote.away = False
+    assert b"secret" == Seal(remote).open(wrapped, sealed, bound_to=ROW)
 
 
-def test_a_place_where_no_key_can_be_made_is_named() -> None:
-    """A folder that takes no files: JournalFailed with the path, not a traceback."""
-    path = Path("/proc/rotator-test/seal.key")
-    with pytest.raises(JournalFailed) as caught:
-        load_seal(path, create=True)
-    assert str(path) in caught.value.message
+def test_who_is_not_ready_hears_it_before_the_call(remote: RemoteWrap) -> None:
+    """Neither a new data key nor an old one while Vault is away: Transient, with Vault's own reason."""
+    wrapped = Seal(remote).new_data_key()
+    remote.away = True
+    seal = Seal(remote)
+    for refused in (seal.new_data_key, lambda: seal.ready(wrapped)):
+        with pytest.raises(Transient) as caught:
+            refused()
+        assert Reason.VAULT_SEALED == caught.value.reason
+
+
+def test_a_forgotten_data_key_is_out_of_memory(remote: RemoteWrap) -> None:
+    """After `forget` it has to be unwrapped again; what was never known may be forgotten too."""
+    seal = Seal(remote)
+    wrapped = seal.new_data_key()
+    seal.forget(wrapped)
+    seal.forget(wrapped)
+    seal.forget(None)
+    remote.away = True
+    with pytest.raises(Transient):
+        seal.seal(wrapped, b"secret", bound_to=ROW)
+
+
+def test_ready_refuses_what_another_key_wrapped() -> None:
+    """Before the issue call, not after it."""
+    with pytest.raises(Permanent) as caught:
+        SEAL.ready(OTHER.new_data_key())
+    assert Reason.SEAL_BROKEN == caught.value.reason
 
 
 # --- fingerprints ------------------------------------------------------------------------------------------------
@@ -158,3 +174,38 @@ def test_a_fingerprint_needs_its_key() -> None:
     """Nobody without the key can try passwords against it."""
     assert PRINTS.of({"password": "hunter2"}) != Fingerprints(b"g" * 32).of({"password": "hunter2"})
     assert "hunter2" not in PRINTS.of({"password": "hunter2"})
+
+
+def test_the_key_of_the_fingerprints_is_got_when_it_is_needed(remote: RemoteWrap) -> None:
+    """A daemon starts while Vault is down; what needs a print meanwhile is Transient, and later ones are as ever."""
+    wrapped = Seal(remote).new_data_key()
+    seal = Seal(remote)
+    prints = Fingerprints(lambda: seal.unwrap(wrapped))
+    remote.away = True
+    with pytest.raises(Transient) as caught:
+        prints.of({"password": "hunter2"})
+    assert Reason.VAULT_SEALED == caught.value.reason
+    remote.away = False
+    assert prints.of({"password": "hunter2"}) == Fingerprints(seal.unwrap(wrapped)).of({"password": "hunter2"})
+
+
+def test_threads_share_one_key_of_the_fingerprints() -> None:
+    """It is got once, however many ask at the same moment."""
+    got: list[bytes] = []
+    together, meeting = threading.Barrier(8), threading.Barrier(2)
+
+    def obtain() -> bytes:
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(0.2)  # whoever is let in as well makes a key of its own
+        got.append(b"%d" % len(got) * 32)
+        return got[-1]
+
+    prints = Fingerprints(obtain)
+
+    def take(_number: int) -> str:
+        together.wait(10)
+        return prints.of({"a": "1"})
+
+    with ThreadPoolExecutor(8) as pool:
+        assert 1 == len(set(pool.map(take, range(8))))
+    assert 1 == len(got)

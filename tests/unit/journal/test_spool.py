@@ -12,9 +12,9 @@ import pytest
 from rotator.journal.seal import Seal
 from rotator.journal.spool import RESERVED_BYTES, Spool
 from rotator.journal.sqlite import Blob, SqliteJournal
-from rotator.lifecycle import ConsumerProgress, Rotation
 from rotator.model import Identity, Step, Ticket
 from rotator.reasons import Reason
+from rotator.rotation import ConsumerProgress, Rotation
 
 NOW = datetime(2026, 3, 24, 12, 0, tzinfo=UTC)
 SEAL = Seal(b"k" * 32)

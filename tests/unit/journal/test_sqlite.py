@@ -1,87 +1,29 @@
-"""The journal's file: what is committed, what is erased, who may read and who may write."""
+"""What goes into a journal comes out of it; a step is committed whole or not at all, and never forgotten."""
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import stat
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine
-from sqlalchemy import event as sql
+from sqlalchemy import delete
 
-from rotator.errors import JournalFailed, JournalLocked
+from journal_records import KEY, NOW, ROTATION, as_it_is, event, known, writing
+from rotator.errors import JournalFailed
 from rotator.journal.seal import Seal
-from rotator.journal.sqlite import ERASE, Blob, SqliteJournal, locked
-from rotator.keys import ConsumerFacts, KeyRecord
-from rotator.lifecycle import ConsumerProgress, Rotation
-from rotator.model import Identity, Result, RotationEvent, Step, Ticket, Verdict
+from rotator.journal.sqlite import ERASE, Blob, SqliteJournal
+from rotator.journal.tables import rotations
+from rotator.keys import KeyRecord
+from rotator.model import Result, Step
 from rotator.reasons import Reason
 
-NOW = datetime(2026, 3, 24, 12, 0, 0, 123456, tzinfo=UTC)
-KEY = KeyRecord(
-    name="building-a",
-    provider="acme",
-    id="id-1",
-    issued_at=NOW,
-    draw=0.1 + 0.2,
-    quarantine=Reason.SECRET_REFUSED,
-    consumers={"ingest": ConsumerFacts(version=3, restarted_at=NOW)},
-    verdict=Verdict.ACCEPTED,
-    wake_at=NOW,
-)
-ROTATION = Rotation(
-    id="r1",
-    key="building-a",
-    provider="acme",
-    identity=Identity(id="id-1", username="id-1"),
-    trigger=Reason.NEAR_EXPIRY,
-    started_at=NOW,
-    consumers=(ConsumerProgress(name="ingest", ticket=Ticket(consumer="ingest", restarted_at=NOW, marks={"pid": 7})),),
-)
 SEAL = Seal(b"k" * 32)
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/state/rotator.db"
-
-
-@pytest.fixture
-def journal(url: str) -> Iterator[SqliteJournal]:
-    journal = SqliteJournal(url)
-    yield journal
-    journal.close()
-
-
-def event(name: str = "step", at: datetime = NOW, key: str = "building-a") -> RotationEvent:
-    return RotationEvent(at=at, key=key, provider="acme", name=name, step=Step.PROBE, result="ok", detail="well")
-
-
-def known(record: KeyRecord | None) -> KeyRecord:
-    assert record is not None
-    return record
-
-
-def as_it_is(record: KeyRecord) -> Callable[[KeyRecord | None], KeyRecord]:
-    return lambda _old: record
-
-
-def writing_engine(journal: SqliteJournal) -> Engine:
-    assert journal._writer is not None
-    return journal._writer._engine
-
-
-def everything_on_disk(journal: SqliteJournal) -> bytes:
-    return b"".join(path.read_bytes() for path in journal.path.parent.glob("rotator.db*"))
 
 
 # --- what goes in comes out --------------------------------------------------------------------------------------
@@ -148,6 +90,20 @@ def test_the_key_that_waits_longest_comes_first(journal: SqliteJournal) -> None:
         journal.save(key=name, change=as_it_is(replace(KEY, name=name, wake_at=wake)))
     assert ["d", "b"] == [name for name, _ in journal.upcoming(2)]
     assert ["d", "b", "a"] == [name for name, _ in journal.upcoming(10)]
+
+
+def test_a_key_is_woken_when_its_record_says_so(journal: SqliteJournal) -> None:
+    """After each change: set, moved, not touched, taken away."""
+    later = NOW + timedelta(hours=1)
+    for change, expected in (
+        ({"wake_at": NOW}, [("building-a", NOW)]),
+        ({"wake_at": later}, [("building-a", later)]),
+        ({"failures": 3}, [("building-a", later)]),
+        ({"wake_at": None}, []),
+        ({"wake_at": NOW}, [("building-a", NOW)]),
+    ):
+        journal.save(key=KEY.name, change=lambda old, change=change: replace(old or KEY, **change))  # type: ignore[misc]
+        assert expected == journal.upcoming(10)
 
 
 def test_an_ended_rotation_is_open_no_more(journal: SqliteJournal) -> None:
@@ -225,199 +181,143 @@ def test_an_answer_without_a_secret_is_kept_but_does_not_count(journal: SqliteJo
     assert (False, []) == (row.holds_secret, journal.waiting_secrets())
 
 
-def test_erasing_leaves_no_byte_of_the_blob(journal: SqliteJournal) -> None:
-    """Not in the file, not in the write-ahead log, not in the shared memory; nor its data key, nor older ones."""
-    blobs = [os.urandom(5000) for _ in range(3)]
-    keys = [os.urandom(60) for _ in range(3)]
-    for number, (blob, data_key) in enumerate(zip(blobs, keys, strict=True)):
-        rotation = replace(ROTATION, id=f"r{number}", sealed=True)
-        journal.save(rotation=rotation, data_key=data_key, blob=Blob(at=NOW, sealed=blob))
-    found = everything_on_disk(journal)
-    assert all(any(blob[at : at + 16] in found for at in range(0, 5000, 100)) for blob in blobs)
-    ended = replace(ROTATION, id="r2", finished_at=NOW, result=Result.SUCCEEDED)
-    journal.save(rotation=ended, blob=ERASE)
-    left = everything_on_disk(journal)
-    assert [] == [at for blob in blobs for at in range(0, 5000, 100) if blob[at : at + 16] in left]
-    assert [] == [number for number, data_key in enumerate(keys) if data_key in left]
-    assert (None, []) == (journal.sealed("r2"), journal.waiting_secrets())
-
-
-def test_a_replaced_blob_is_gone_with_the_last_one(journal: SqliteJournal) -> None:
-    """A second answer of the same rotation overwrites the first, and neither survives the end."""
-    first, second = os.urandom(300), os.urandom(300)
-    open_ = replace(ROTATION, sealed=True)
-    journal.save(rotation=open_, data_key=b"key", blob=Blob(at=NOW, sealed=first))
-    journal.save(rotation=open_, blob=Blob(at=NOW, sealed=second))
-    row = journal.sealed("r1")
-    assert row is not None
-    assert second == row.sealed
-    journal.save(rotation=replace(ROTATION, finished_at=NOW), blob=ERASE)
-    left = everything_on_disk(journal)
-    assert (False, False) == (first[:16] in left, second[:16] in left)
-
-
-def test_a_reader_that_holds_the_log_does_not_keep_an_erased_blob_for_ever(journal: SqliteJournal) -> None:
-    """`rotator history` is reading while a rotation ends: once it is done, the next commits wipe what it held."""
-    blob = os.urandom(3000)
-    journal.save(rotation=replace(ROTATION, sealed=True), data_key=b"key", blob=Blob(at=NOW, sealed=blob))
-    with closing(sqlite3.connect(journal.path)) as reader:
-        reader.isolation_level = None
-        reader.execute("BEGIN")
-        reader.execute("SELECT count(*) FROM rotations").fetchone()
-        journal.save(rotation=replace(ROTATION, finished_at=NOW), blob=ERASE)
-        reader.execute("COMMIT")
-    for _ in range(3):
-        journal.save(history=[event()])
-    assert blob[:16] not in everything_on_disk(journal)
-
-
-# --- who may open it ---------------------------------------------------------------------------------------------
-
-
-def test_files_are_for_their_owner_only(journal: SqliteJournal) -> None:
-    """The database, its log and its shared memory."""
-    journal.save(history=[event()])
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in journal.path.parent.iterdir()}
-    assert dict.fromkeys(("rotator.db", "rotator.db-wal", "rotator.db-shm"), 0o600) == modes
-
-
-def test_durability_is_what_the_rules_ask_for(journal: SqliteJournal) -> None:
-    """WAL, synchronous=FULL (2), secure_delete: on the connection that writes."""
-    with writing_engine(journal).connect() as connection:
-        found = {
-            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-            for name in ("journal_mode", "synchronous", "secure_delete")
-        }
-    assert {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1} == found
-
-
-def test_a_reader_sees_commits_while_the_daemon_writes(journal: SqliteJournal, url: str) -> None:
-    """Opened before the writes; it neither blocks them nor is blocked."""
-    with closing(SqliteJournal(url, read_only=True)) as reader:
-        for number in range(20):
-            journal.save(key=KEY.name, change=as_it_is(replace(KEY, failures=number)), history=[event()])
-            assert number == known(reader.key(KEY.name)).failures
-        assert 20 == len(reader.history())
-
-
-def test_a_reader_opens_the_journal_of_a_daemon_that_has_ended(journal: SqliteJournal, url: str) -> None:
-    """The log and the shared memory are gone then."""
+def test_a_record_that_can_not_be_read_is_named(journal: SqliteJournal, url: str) -> None:
+    """Somebody edited the file by hand while the daemon was stopped."""
     journal.save(key=KEY.name, change=as_it_is(KEY))
     journal.close()
-    with closing(SqliteJournal(url, read_only=True)) as reader:
-        assert KEY == reader.key("building-a")
-
-
-def test_a_reader_may_not_write(journal: SqliteJournal, url: str) -> None:
-    """Neither through the journal nor through SQLite itself."""
-    with closing(SqliteJournal(url, read_only=True)) as reader:
-        with pytest.raises(JournalFailed) as caught:
-            reader.save(history=[event()])
-        with pytest.raises(Exception, match="readonly"), reader._engine.begin() as connection:
-            connection.exec_driver_sql("DELETE FROM events")
-    assert Reason.JOURNAL_UNWRITABLE == caught.value.reason
-
-
-def test_a_reader_makes_no_journal(url: str, tmp_path: Path) -> None:
-    """`status` before the first start leaves nothing behind."""
-    with pytest.raises(JournalFailed) as caught:
-        SqliteJournal(url, read_only=True)
-    assert Reason.JOURNAL_UNREADABLE == caught.value.reason
-    assert [] == list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("folder", ["with space", "50%25 off", "a#b", "übung"])
-def test_odd_names_of_folders_are_only_names(tmp_path: Path, folder: str) -> None:
-    """A URI is made of the path, and its special characters must not change where the journal lies."""
-    path = tmp_path / folder / "rotator.db"
-    with closing(SqliteJournal(f"sqlite:///{path}")) as journal:
-        journal.save(key=KEY.name, change=as_it_is(KEY))
-        assert KEY == journal.key(KEY.name)
-    assert path.is_file()
-    assert [path.parent] == list(tmp_path.iterdir())
-
-
-def test_a_file_that_is_no_journal_is_refused_and_kept(url: str, tmp_path: Path) -> None:
-    """Named, and not overwritten."""
-    path = tmp_path / "state" / "rotator.db"
-    path.parent.mkdir()
-    path.write_bytes(b"this is a letter to my aunt " * 100)
-    with pytest.raises(JournalFailed) as caught:
-        SqliteJournal(url)
-    assert Reason.JOURNAL_UNREADABLE == caught.value.reason
-    assert str(path) in caught.value.message
-    assert path.read_bytes().startswith(b"this is a letter")
-
-
-def test_a_journal_of_a_newer_rotator_is_refused_by_name(journal: SqliteJournal, url: str) -> None:
-    """After a downgrade: an error of ours, not alembic's traceback."""
-    journal.close()
-    with closing(sqlite3.connect(journal.path)) as connection, connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(JournalFailed) as caught:
-        SqliteJournal(url)
-    assert Reason.JOURNAL_UNREADABLE == caught.value.reason
-
-
-def test_a_record_that_can_not_be_read_is_named(journal: SqliteJournal) -> None:
-    """Somebody edited the file by hand."""
-    journal.save(key=KEY.name, change=as_it_is(KEY))
     with closing(sqlite3.connect(journal.path)) as connection, connection:
         connection.execute("UPDATE keys SET record = '{\"name\": 7}'")
-    with pytest.raises(JournalFailed) as caught:
-        journal.key(KEY.name)
+    with closing(SqliteJournal(url)) as again, pytest.raises(JournalFailed) as caught:
+        again.key(KEY.name)
     assert Reason.JOURNAL_UNREADABLE == caught.value.reason
 
 
-def test_a_database_that_takes_no_more_says_so_and_recovers(journal: SqliteJournal) -> None:
-    """A full disk, here SQLite's own limit of pages: JournalFailed, and the next write that fits succeeds."""
-    with writing_engine(journal).connect() as connection:
-        pages = int(connection.exec_driver_sql("PRAGMA page_count").scalar() or 0)
-    full = {"limit": pages}
-
-    def limit(connection: Connection) -> None:
-        connection.exec_driver_sql(f"PRAGMA max_page_count = {full['limit']}")
-
-    sql.listen(writing_engine(journal), "begin", limit)
+def test_a_database_that_takes_no_more_says_so_and_recovers(journal: SqliteJournal, url: str) -> None:
+    """A full disk, here SQLite's own limit of pages: JournalFailed, nothing changed, and the next write succeeds."""
+    journal.save(key=KEY.name, change=as_it_is(KEY), rotation=ROTATION)
+    with writing(journal) as connection:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(JournalFailed) as caught:
-        journal.save(rotation=ROTATION, data_key=b"key", blob=Blob(at=NOW, sealed=bytes(200_000)))
+        journal.save(
+            key=KEY.name,
+            change=lambda old: replace(known(old), failures=7),
+            rotation=replace(ROTATION, attempts=7),
+            data_key=b"key",
+            blob=Blob(at=NOW, sealed=bytes(200_000)),
+        )
     assert Reason.JOURNAL_UNWRITABLE == caught.value.reason
-    full["limit"] = 1_000_000
-    journal.save(rotation=ROTATION, data_key=b"key", blob=Blob(at=NOW, sealed=bytes(200_000)))
-    assert ROTATION == journal.open_rotation(ROTATION.key)
+    with closing(SqliteJournal(url, read_only=True)) as reader:
+        for eyes in (journal, reader):
+            assert (KEY, ROTATION) == (eyes.key(KEY.name), eyes.open_rotation(KEY.name))
+    with writing(journal) as connection:
+        connection.execute("PRAGMA max_page_count = 1000000")
+    counted = journal.save(key=KEY.name, change=lambda old: replace(known(old), failures=known(old).failures + 1))
+    assert KEY.failures + 1 == known(counted).failures
 
 
-# --- the lock ----------------------------------------------------------------------------------------------------
+# --- in memory ---------------------------------------------------------------------------------------------------
 
 
-def test_one_process_holds_the_journal(tmp_path: Path) -> None:
-    """The other is told who it is, under a name of its own, and gets it as soon as it is free."""
-    path = tmp_path / "state" / "rotator.db"
-    with locked(path):
-        with pytest.raises(JournalLocked) as caught, locked(path):
-            pass
-        assert str(os.getpid()) in caught.value.message
-    with locked(path):
-        pass
-    assert Reason.UNFORESEEN != caught.value.reason, "its advice would be: a fault in rotator itself"
+def test_a_journal_in_memory_is_a_journal(tmp_path: Path) -> None:
+    """For the simulation: what goes in comes out, each journal for itself, and no file is made."""
+    with closing(SqliteJournal("sqlite://")) as journal, closing(SqliteJournal("sqlite://")) as other:
+        journal.save(key=KEY.name, change=as_it_is(KEY), rotation=ROTATION, data_key=b"key", history=[event()])
+        assert (KEY, ROTATION) == (journal.key(KEY.name), journal.open_rotation(KEY.name))
+        assert b"key" == journal.data_key("r1")
+        assert [("building-a", NOW)] == journal.upcoming(10)
+        assert ["step"] == [e["name"] for e in journal.history()]
+        ended = replace(ROTATION, finished_at=NOW, result=Result.SUCCEEDED)
+        journal.save(rotation=ended, blob=ERASE)
+        assert (None, [ended]) == (journal.open_rotation(KEY.name), journal.recent_rotations())
+        assert ([], None) == (other.all_keys(), other.key(KEY.name))
+        with pytest.raises(JournalFailed, match="in memory"):
+            _ = journal.path
 
 
-def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
-    """The lock dies with it; nothing has to be cleaned up by hand."""
-    path = tmp_path / "rotator.db"
-    program = (
-        "import sys, pathlib; from rotator.journal.sqlite import locked\n"
-        "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
-        try:
-            assert child.stdout is not None
-            assert "held\n" == child.stdout.readline()
-            with pytest.raises(JournalLocked, match=str(child.pid)), locked(path):
-                pass
-        finally:
-            child.kill()
-    with locked(path):
-        assert path.with_name("rotator.db.lock").is_file()
+# --- what is kept in memory --------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_in_memory_is_what_the_file_holds(journal: SqliteJournal, url: str) -> None:
+    """Through a rotation's life, an ERASE, forgotten keys, silent writes: both are asked after each commit."""
+    ended = replace(ROTATION, finished_at=NOW, result=Result.SUCCEEDED)
+    second = replace(ROTATION, id="r2")
+    commits: list[Callable[[], object]] = [
+        lambda: journal.open_rotation(KEY.name),
+        lambda: journal.save(key=KEY.name, change=as_it_is(KEY)),
+        lambda: journal.save(rotation=ROTATION, data_key=b"key"),
+        lambda: journal.save(key=KEY.name, change=lambda old: replace(known(old), failures=3)),
+        lambda: journal.save(rotation=replace(ROTATION, attempts=1), blob=Blob(at=NOW, sealed=b"blob")),
+        lambda: journal.save(rotation=second),  # two that have not ended: never the engine's, but the file's to decide
+        lambda: journal.save(rotation=ended, blob=ERASE),
+        lambda: journal.save(rotation=replace(second, finished_at=NOW)),
+        lambda: journal.save(rotation=replace(second, finished_at=None)),  # taken back from the spool
+        lambda: journal.rewrap({"r2": b"other"}, {}),
+        lambda: journal.save(key=KEY.name, change=lambda old: replace(known(old), wake_at=None)),
+        lambda: journal.forget_keys([KEY.name]),
+        lambda: journal.save(key=KEY.name, change=lambda old: KEY if old is None else old),
+        lambda: journal.prune(NOW + timedelta(days=1)),
+        lambda: journal._write(lambda connection: connection.execute(delete(rotations))),
+    ]
+    with closing(SqliteJournal(url, read_only=True)) as reader:
+        for commit in commits:
+            commit()
+            for _ in range(2):  # the second time from memory
+                assert reader.key(KEY.name) == journal.key(KEY.name)
+                assert reader.open_rotation(KEY.name) == journal.open_rotation(KEY.name)
+            assert reader.upcoming(5) == journal.upcoming(5)
+
+
+def test_a_change_sees_what_another_connection_wrote(journal: SqliteJournal) -> None:
+    """The lock file forbids it; where it happens all the same, nothing is overwritten by what was remembered."""
+    journal.save(key=KEY.name, change=as_it_is(KEY))
+    with closing(SqliteJournal(f"sqlite:///{journal.path}")) as other:
+        other.save(key=KEY.name, change=lambda old: replace(known(old), paused=True))
+    changed = journal.save(key=KEY.name, change=lambda old: replace(known(old), failures=2))
+    assert (True, 2) == (known(changed).paused, known(changed).failures)
+    assert changed == journal.key(KEY.name)
+
+
+def test_a_reader_that_is_overtaken_does_not_bring_back_the_past(journal: SqliteJournal) -> None:
+    """It read the file before a commit, and is about to remember what it read after it."""
+    journal.save(key=KEY.name, change=as_it_is(KEY))
+    journal.forget_keys([])  # nothing is remembered now
+    read = journal._first
+
+    def overtaken(limit: int, statement: str, **parameters: object) -> list[object]:
+        found = read(limit, statement, **parameters)
+        journal.save(key=KEY.name, change=lambda old: replace(known(old), failures=9))
+        return found
+
+    journal._first = overtaken  # type: ignore[method-assign]
+    assert KEY == journal.key(KEY.name), "as of the moment at which it read"
+    journal._first = read  # type: ignore[method-assign]
+    assert 9 == known(journal.key(KEY.name)).failures
+
+
+def test_many_threads_read_what_they_wrote(journal: SqliteJournal, url: str) -> None:
+    """Sixteen rotations at once, and a watcher that changes the same records."""
+
+    def rotate(name: str) -> None:
+        for attempt in range(15):
+            rotation = replace(ROTATION, id=name, key=name, attempts=attempt)
+            journal.save(key=name, change=lambda old: replace(known(old), failures=known(old).failures + 1))
+            journal.save(rotation=rotation, history=[event(key=name)])
+            assert rotation == journal.open_rotation(name)
+
+    def watch(names: list[str]) -> None:
+        for name in names * 5:
+            journal.save(
+                key=name, change=lambda old: replace(known(old), vault_version=(known(old).vault_version or 0) + 1)
+            )
+
+    names = [f"key-{number}" for number in range(16)]
+    for name in names:
+        journal.save(key=name, change=as_it_is(replace(KEY, name=name, vault_version=0)))
+    with ThreadPoolExecutor(17) as pool:
+        for work in [pool.submit(watch, names), *(pool.submit(rotate, name) for name in names)]:
+            work.result(timeout=30)
+    with closing(SqliteJournal(url, read_only=True)) as reader:
+        for eyes in (journal, reader):
+            found = [known(eyes.key(name)) for name in names]
+            assert [(15, 5)] * 16 == [(record.failures, record.vault_version) for record in found]

@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, text
 
 from rotator.errors import JournalFailed
-from rotator.journal.sqlite import SqliteJournal
+from rotator.journal.database import driver_of, memory_connection, writing_connection
 from rotator.journal.writer import Writer
 from rotator.reasons import Reason
 
 PATIENCE = 3.0  # seconds until a caller that still waits counts as forgotten
 
 
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
-    journal = SqliteJournal(f"sqlite:///{tmp_path}/rotator.db")
-    yield journal
-    journal.close()
+class Site:
+    """A writer on a connection, and what it told about its commits."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.told: list[str] = []
+        self.writer = Writer(
+            connection, committed=lambda: self.told.append("committed"), doubted=lambda: self.told.append("doubted")
+        )
+
+    def stored(self) -> set[str]:
+        """The names of all facts."""
+        with self.writer.between() as connection:
+            return {row[0] for row in connection.execute(text("SELECT name FROM facts"))}
+
+
+@pytest.fixture(params=["file", "memory"])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    in_memory = request.param == "memory"
+    site = Site(memory_connection() if in_memory else writing_connection(tmp_path / "rotator.db"))
+    yield site
+    ending = threading.Thread(target=site.writer.close, daemon=True)
+    ending.start()
+    ending.join(PATIENCE)
 
 
 @pytest.fixture
-def engine(journal: SqliteJournal) -> Engine:
-    """The engine as the journal sets it up for its own writer: WAL, FULL, savepoints, the write lock first."""
-    assert journal._writer is not None
-    return journal._writer._engine
-
-
-@pytest.fixture
-def writer(engine: Engine) -> Iterator[Writer]:
-    writer = Writer(engine)
-    yield writer
-    closing = threading.Thread(target=writer.close, daemon=True)
-    closing.start()
-    closing.join(PATIENCE)
+def writer(site: Site) -> Writer:
+    return site.writer
 
 
 def put(name: str) -> Callable[[Connection], str]:
@@ -48,11 +58,6 @@ def put(name: str) -> Callable[[Connection], str]:
         return name
 
     return work
-
-
-def stored(engine: Engine) -> set[str]:
-    with engine.connect() as connection:
-        return {row[0] for row in connection.execute(text("SELECT name FROM facts"))}
 
 
 def started(writer: Writer, work: Callable[[Connection], Any]) -> Future[Any]:
@@ -86,9 +91,9 @@ class Gate:
         """All of them wait behind the gate, in this order, when this returns."""
         futures = []
         for work in works:
-            before = self._writer._waiting.qsize()
+            before = len(self._writer._waiting)
             futures.append(started(self._writer, work))
-            while self._writer._waiting.qsize() == before:
+            while len(self._writer._waiting) == before:
                 threading.Event().wait(0.001)
         return futures
 
@@ -105,34 +110,51 @@ def outcome(future: Future[Any]) -> object:
         pytest.fail("a caller of `write` was never answered")
 
 
-def test_a_write_returns_what_the_work_returned_once_it_is_committed(writer: Writer, engine: Engine) -> None:
-    """Durable for every other connection when `write` returns."""
-    assert "a" == writer.write(put("a"))
-    assert {"a"} == stored(engine)
+def test_a_write_returns_what_the_work_returned_once_it_is_committed(site: Site) -> None:
+    """And has told so before."""
+    assert "a" == site.writer.write(put("a"))
+    assert {"a"} == site.stored()
+    assert "committed" == site.told[-1]
 
 
-def test_what_waits_together_is_one_commit(writer: Writer, engine: Engine) -> None:
+def test_a_write_is_seen_by_other_connections_when_it_returns(tmp_path: Path) -> None:
+    """Committed, and not only done."""
+    path = tmp_path / "rotator.db"
+    site = Site(writing_connection(path))
+    site.writer.write(put("a"))
+    with closing(sqlite3.connect(path)) as other:
+        assert [("a",)] == other.execute("SELECT name FROM facts").fetchall()
+    site.writer.close()
+
+
+def test_what_waits_together_is_one_commit(site: Site) -> None:
     """Sixteen that wait for the disk pay for one flush."""
-    commits: list[Connection] = []
-
-    def count(connection: Connection) -> None:
-        commits.append(connection)
-
-    gate = Gate(writer)
-    event.listen(engine, "commit", count)
+    gate = Gate(site.writer)
     futures = gate.queue(*(put(str(n)) for n in range(16)))
+    site.told.clear()
     gate.open()
     assert [str(n) for n in range(16)] == [outcome(future) for future in futures]
-    event.remove(engine, "commit", count)
-    assert 2 == len(commits)  # the gate's own, and one for the sixteen
+    assert ["committed"] * 2 == site.told  # the gate's own, and one for the sixteen
 
 
-def test_more_than_a_batch_is_lost_to_nobody(writer: Writer, engine: Engine) -> None:
+def test_more_than_a_batch_is_lost_to_nobody(site: Site) -> None:
     """Two hundred at once, in several batches."""
-    gate = Gate(writer)
+    gate = Gate(site.writer)
     futures = gate.queue(*(put(str(n)) for n in range(200)))
     gate.open()
-    assert {str(n) for n in range(200)} == {outcome(future) for future in futures} == stored(engine)
+    assert {str(n) for n in range(200)} == {outcome(future) for future in futures} == site.stored()
+
+
+def test_sixteen_threads_lose_nothing(site: Site) -> None:
+    """Each writes again and again, as rotations do; a lost turn would leave one waiting for ever."""
+
+    def write_all(thread: int) -> list[str]:
+        return [site.writer.write(put(f"{thread}-{number}")) for number in range(25)]
+
+    with ThreadPoolExecutor(16) as pool:
+        written = [name for names in pool.map(write_all, range(16), timeout=30) for name in names]
+    assert 400 == len(set(written))
+    assert set(written) == site.stored()
 
 
 @pytest.mark.parametrize(
@@ -146,32 +168,77 @@ def test_more_than_a_batch_is_lost_to_nobody(writer: Writer, engine: Engine) -> 
     ],
     ids=lambda exc: type(exc).__name__,
 )
-def test_one_failing_writer_in_a_batch_fails_alone(writer: Writer, engine: Engine, mistake: Exception) -> None:
+def test_one_failing_writer_in_a_batch_fails_alone(site: Site, mistake: Exception) -> None:
     """Its own changes are taken back, its exception is its own, and its neighbours' work is committed."""
 
     def fail(connection: Connection) -> None:
         put("half")(connection)
         raise mistake
 
-    gate = Gate(writer)
+    gate = Gate(site.writer)
     first, bad, last = gate.queue(put("first"), fail, put("last"))
     gate.open()
     assert ("first", "last") == (outcome(first), outcome(last))
     assert mistake is outcome(bad)
-    assert {"first", "last"} == stored(engine)
-    assert "later" == outcome(started(writer, put("later")))
+    assert {"first", "last"} == site.stored()
+    assert "later" == outcome(started(site.writer, put("later")))
 
 
-def test_a_row_that_the_database_refuses_fails_alone(writer: Writer, engine: Engine) -> None:
+def test_one_failing_writer_on_its_own_changes_nothing(site: Site) -> None:
+    """Without neighbours there is no savepoint: the whole transaction goes."""
+
+    def fail(connection: Connection) -> None:
+        put("half")(connection)
+        raise ValueError("naive")
+
+    with pytest.raises(ValueError, match="naive"):
+        site.writer.write(fail)
+    assert set() == site.stored()
+    assert "later" == site.writer.write(put("later"))
+
+
+def test_a_row_that_the_database_refuses_fails_alone(site: Site) -> None:
     """The same row twice: JournalFailed for the one who asked, nothing for the others."""
-    gate = Gate(writer)
+    gate = Gate(site.writer)
     first, twice, last = gate.queue(put("first"), put("first"), put("last"))
     gate.open()
     assert ("first", "last") == (outcome(first), outcome(last))
     refused = outcome(twice)
     assert isinstance(refused, JournalFailed)
     assert Reason.JOURNAL_UNWRITABLE == refused.reason
-    assert {"first", "last"} == stored(engine)
+    assert {"first", "last"} == site.stored()
+
+
+def test_a_transaction_that_is_gone_fails_all_who_waited(site: Site) -> None:
+    """SQLite takes it back by itself when a disk is full: nobody is told that his part is committed."""
+
+    def lose_it(connection: Connection) -> None:
+        driver_of(connection).execute("ROLLBACK")
+        raise sqlite3.OperationalError("database or disk is full")
+
+    gate = Gate(site.writer)
+    futures = gate.queue(put("first"), lose_it, put("last"))
+    site.told.clear()
+    gate.open()
+    assert [Reason.JOURNAL_UNWRITABLE] * 3 == [getattr(outcome(future), "reason", None) for future in futures]
+    assert set() == site.stored()
+    assert ["committed", "doubted"] == site.told  # the gate's own, and the batch
+    assert "later" == site.writer.write(put("later"))
+
+
+def test_an_interrupted_caller_leaves_nobody_waiting(site: Site) -> None:
+    """Ctrl-C reaches the thread that commits for the others: they are answered, and the next write succeeds."""
+
+    def interrupt(_connection: Connection) -> None:
+        raise KeyboardInterrupt
+
+    gate = Gate(site.writer)
+    futures = gate.queue(put("first"), interrupt, put("last"))
+    gate.open()
+    found = [future.exception(PATIENCE) for future in futures]
+    assert {KeyboardInterrupt: 1, JournalFailed: 2} == Counter(type(exc) for exc in found)
+    assert set() == site.stored()
+    assert "later" == site.writer.write(put("later"))
 
 
 def test_a_refusal_names_no_parameters(writer: Writer) -> None:
@@ -183,17 +250,45 @@ def test_a_refusal_names_no_parameters(writer: Writer) -> None:
     assert "INSERT" not in str(caught.value)
 
 
-def test_closing_commits_what_waits(writer: Writer, engine: Engine) -> None:
-    """The last steps of a shutdown are not lost."""
-    gate = Gate(writer)
-    futures = gate.queue(put("a"), put("b"))
-    closing = threading.Thread(target=writer.close, daemon=True)
-    closing.start()
+def test_what_another_connection_wrote_is_doubted(tmp_path: Path) -> None:
+    """Told inside the next transaction, before its work, and never for what the writer wrote itself."""
+    path = tmp_path / "rotator.db"
+    site = Site(writing_connection(path))
+    site.writer.write(put("a"))
+    site.told.clear()
+    site.writer.write(put("b"))
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("DELETE FROM facts")
+    site.writer.write(lambda _connection: site.told.append("work"))
+    assert ["committed", "doubted", "work", "committed"] == site.told
+    site.writer.close()
+
+
+def test_a_lock_of_another_connection_is_an_error_and_then_over(tmp_path: Path) -> None:
+    """Somebody holds the file for longer than we wait: JournalFailed, and nothing is known for certain."""
+    path = tmp_path / "rotator.db"
+    connection = writing_connection(path)
+    driver_of(connection).execute("PRAGMA busy_timeout=10")
+    site = Site(connection)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(JournalFailed, match="locked") as caught:
+            site.writer.write(put("a"))
+        other.execute("ROLLBACK")
+    assert (Reason.JOURNAL_UNWRITABLE, ["doubted"]) == (caught.value.reason, site.told)
+    assert "b" == site.writer.write(put("b"))
+    assert {"b"} == site.stored()
+    site.writer.close()
+
+
+def test_closing_waits_for_the_work_under_way(site: Site) -> None:
+    """The step of a rotation that is being committed is not lost."""
+    gate = Gate(site.writer)
+    ending = threading.Thread(target=site.writer.close, daemon=True)
+    ending.start()
     gate.open()
-    closing.join(PATIENCE)
-    assert not closing.is_alive()
-    assert ["a", "b"] == [outcome(future) for future in futures]
-    assert {"a", "b"} == stored(engine)
+    ending.join(PATIENCE)
+    assert not ending.is_alive()
 
 
 def test_a_write_after_the_end_is_refused(writer: Writer) -> None:
@@ -203,15 +298,13 @@ def test_a_write_after_the_end_is_refused(writer: Writer) -> None:
     assert isinstance(refused, JournalFailed)
 
 
-def test_a_write_that_races_with_the_end_is_answered(writer: Writer) -> None:
-    """It comes after `close` was called and before the thread ended: committed or refused, never left waiting."""
-    gate = Gate(writer)
-    before = writer._waiting.qsize()
-    closing = threading.Thread(target=writer.close, daemon=True)
-    closing.start()
-    while writer._waiting.qsize() == before:
-        threading.Event().wait(0.001)
-    late = started(writer, put("late"))
+def test_a_write_that_races_with_the_end_is_answered(site: Site) -> None:
+    """It comes while `close` waits for its turn: committed or refused, never left waiting."""
+    gate = Gate(site.writer)
+    ending = threading.Thread(target=site.writer.close, daemon=True)
+    ending.start()
+    (late,) = gate.queue(put("late"))
     gate.open()
-    closing.join(PATIENCE)
+    ending.join(PATIENCE)
+    assert not ending.is_alive()
     assert isinstance(outcome(late), JournalFailed | str)

@@ -1,0 +1,113 @@
+"""The parts of the Mosquitto provider that need no broker; contract/test_provider_mosquitto.py has the rest."""
+
+from __future__ import annotations
+
+import string
+from datetime import timedelta
+
+import pytest
+
+from rotator.clock import SystemClock
+from rotator.errors import Permanent, RotatorError, Transient, UnknownOutcome
+from rotator.model import Identity, RequestDone, Secret, Strategy
+from rotator.ports import Choosing
+from rotator.providers import PROVIDERS, Mosquitto
+from rotator.providers.dynamic_security import refusal
+from rotator.reasons import Reason
+
+
+def unused() -> str:
+    """Where a login must not even begin."""
+    raise AssertionError("the admin's password was read")
+
+
+@pytest.fixture
+def told() -> list[RequestDone]:
+    """What `on_request` was told."""
+    return []
+
+
+@pytest.fixture
+def provider(told: list[RequestDone]) -> Mosquitto:
+    """A provider that must not connect."""
+    return Mosquitto(
+        "broker",
+        host="192.0.2.1",
+        port=1883,
+        username="admin",
+        password=unused,
+        timeout=timedelta(seconds=7),
+        clock=SystemClock(),
+        on_request=told.append,
+    )
+
+
+def test_it_is_a_provider_whose_caller_chooses(provider: Mosquitto) -> None:
+    """Registry, strategy and deadline say what the engine needs."""
+    assert PROVIDERS["mosquitto"] is Mosquitto
+    assert isinstance(provider, Choosing)
+    assert ("broker", Strategy.CHOSEN) == (provider.name, provider.strategy)
+    assert timedelta(seconds=7) == provider.issue_deadline
+    assert Identity(id="meter-1", username="meter-1") == provider.identity("meter-1")
+    provider.close()
+    provider.close()
+
+
+def test_chosen_secrets_are_long_plain_and_new(provider: Mosquitto) -> None:
+    """43 letters and digits (256 bits), all 62 of them used, and never the same twice."""
+    chosen = [provider.choose().reveal() for _ in range(200)]
+    assert 200 == len(set(chosen))
+    assert {43} == {len(each) for each in chosen}
+    assert set(string.ascii_letters + string.digits) == set("".join(chosen))
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [Identity(id="admin", username="admin"), Identity(id="x", username="admin"), Identity(id="admin", username="x")],
+)
+def test_its_own_admin_is_refused(provider: Mosquitto, told: list[RequestDone], identity: Identity) -> None:
+    """The login that the daemon itself uses is left alone, before anything is sent or even read."""
+    with pytest.raises(Permanent) as failed:
+        provider.set_secret(identity, Secret("hush"))
+    assert failed.value.reason is Reason.PROVIDER_REFUSED
+    assert "broker: issue: rotating the daemon's own admin is not supported yet" == failed.value.message
+    assert [] == told
+
+
+@pytest.mark.parametrize(
+    ("id", "secret"),
+    [
+        ("meter", ""),
+        ("meter", "half\0lost"),
+        ("meter", "half\ud800lost"),
+        ("", "half"),
+        ("admin\0x", "half"),  # to a C string, this is the admin
+        ("m\udfff", "half"),
+    ],
+)
+def test_what_would_not_arrive_whole_is_refused(provider: Mosquitto, id: str, secret: str) -> None:
+    """A NUL would end the text inside the plugin, which would call half of it success."""
+    with pytest.raises(Permanent) as failed:
+        provider.set_secret(Identity(id=id, username=id), Secret(secret))
+    assert failed.value.reason is Reason.PROVIDER_REFUSED
+    assert "half" not in failed.value.message
+
+
+@pytest.mark.parametrize(
+    ("error", "changes", "kind", "reason"),
+    [
+        ("Client not found", True, Permanent, Reason.KEY_UNKNOWN),
+        ("Client not found", False, Permanent, Reason.KEY_UNKNOWN),
+        ("Empty password is not allowed", True, Permanent, Reason.PROVIDER_REFUSED),
+        ("Invalid/missing password", True, Permanent, Reason.PROVIDER_REFUSED),
+        ("Unknown command", False, Permanent, Reason.PROVIDER_REFUSED),
+        ("Internal error", True, UnknownOutcome, Reason.OUTCOME_UNKNOWN),
+        ("Internal error", False, Transient, Reason.PROVIDER_UNAVAILABLE),
+        ("Out of memory", True, UnknownOutcome, Reason.OUTCOME_UNKNOWN),
+    ],
+)
+def test_what_the_plugin_says(error: str, changes: bool, kind: type[RotatorError], reason: Reason) -> None:
+    """Only its own faults leave open whether a change took effect."""
+    meant = refusal("broker: command", error, changes=changes)
+    assert (kind, reason) == (type(meant), meant.reason)
+    assert meant.message.startswith(f"broker: command: {error}")
