@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/dev.txt
 
-.PHONY: help venv run test soak check lint types unit bench packages lock clean
+.PHONY: help venv run test soak simulate check lint types unit bench packages lock clean
 
 help:
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -31,11 +31,15 @@ test: $(STAMP) packages ## every test
 soak: $(STAMP) packages ## kill the daemon 1,000 times; SEED=… repeats one, KILLS=… makes it shorter
 	PYTHONPATH=tests $(BIN)/python tests/acceptance/soak.py
 
+simulate: $(STAMP) ## 200 simulated years of 100 keys with faults at random; prints what broke, and its seed
+	PYTHONPATH=tests $(BIN)/python -m simulation.years
+
 unit: $(STAMP) ## the tests that need no server
 	$(BIN)/python -m pytest tests/unit
 
-bench: $(STAMP) ## measure the engine's overhead; prints the machine and the figures
+bench: $(STAMP) ## measure the engine's overhead and the simulation; prints the machine and the figures
 	$(BIN)/python tests/benchmarks/bench_engine.py
+	$(BIN)/python tests/benchmarks/bench_simulation.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

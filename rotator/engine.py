@@ -366,7 +366,7 @@ class Engine:
 
         A host that dreamt of next year must not issue for its whole fleet as soon as it wakes.
         """
-        held = rotation.reason is Reason.CLOCK_SKEW and rotation.trigger in _BY_THE_CLOCK and not rotation.sealed
+        held = rotation.reason is Reason.CLOCK_SKEW and rotation.trigger in _BY_THE_CLOCK
         if not held or rotation.forced or not may_be_cut_short(rotation):
             return False
         due = past(record.rotate_at, now) or past(record.expires_at, now)
@@ -375,7 +375,8 @@ class Engine:
     def _call_off(self, key: ManagedKey, rotation: Rotation) -> None:
         """Nothing was issued: end it, and begin another one when the key is due."""
         now = self.world.clock.now()
-        ended = replace(rotation, finished_at=now, result=Result.FAILED, not_before=None)
+        # a chosen secret of which nobody has heard waits for nobody
+        ended = replace(rotation, finished_at=now, result=Result.FAILED, not_before=None, sealed=False)
         event = told(ended, "rotation_ended", now, result=Result.FAILED.value, reason=rotation.reason)
 
         def change(old: KeyRecord | None) -> KeyRecord:

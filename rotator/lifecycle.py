@@ -478,9 +478,9 @@ def _refused(rotation: Rotation, outcome: ProbeDone, now: datetime, limits: Limi
     if rotation.strategy is not Strategy.IN_PLACE and not rotation.no_way_back:
         return _hopeless(rotation, failed, now)
     if wrong and rotation.answers < MAX_ANSWERS:
-        # chosen, with no way back: only after a person asked for one more (`rotate --now`)
-        step = Step.CHOOSE if rotation.strategy is Strategy.CHOSEN else Step.ISSUE
-        again = _to(replace(rotation, calling_since=None, verdict=None, restores=None), step, now)
+        # Chosen, with no way back: only after a person asked for one more (`rotate --now`). That may be days after the
+        # last one was issued, so what can't be undone is checked again.
+        again = _to(replace(rotation, calling_since=None, verdict=None, restores=None), Step.PREFLIGHT, now)
         return replace(again, reason=failed.reason, detail=failed.detail)
     # Quarantine, and go on probing: a role or a propagation that comes late is found by itself.
     passed = now - (rotation.step_since or now)

@@ -6,7 +6,7 @@ place, or lets the effect happen and loses the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -169,6 +169,12 @@ class Play:
             self.rotation = advance(self.rotation, outcome, self.now, self.limits)
         return outcome
 
+    def told(self, *outcomes: Outcome) -> Play:
+        """Run as many steps, and report these outcomes of them."""
+        for outcome in outcomes:
+            self.turn(lambda _, outcome=outcome: outcome)  # type: ignore[misc]
+        return self
+
     def until(self, step: Step | None) -> Play:
         """Let all go well until this step is next, or to the end."""
         for _ in range(80):
@@ -298,3 +304,19 @@ class Play:
 
     def _finish(self) -> Outcome:
         return FinishDone(orphans=self.lost() if self.strategy is Strategy.REPLACE else ())
+
+
+def at(
+    step: Step | None,
+    strategy: Strategy = Strategy.IN_PLACE,
+    *,
+    consumers: Sequence[str] = ("ingest", "dashboards"),
+    limits: Limits = LIMITS,
+    world: World | None = None,
+    no_grace: bool = False,
+) -> Play:
+    """A rotation that has come to `step` (None: to its end) without any trouble; all its consumers can be seen."""
+    world = world or World()
+    world.proven = frozenset(consumers)
+    rotation = begun(strategy, *consumers, no_grace=no_grace)
+    return Play(rotation=rotation, world=world, limits=limits).until(step)

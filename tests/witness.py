@@ -135,7 +135,8 @@ class Witness:
             case LookDone(happened=happened):
                 self.late.clear()
                 self.looks = [] if happened else [*self.looks, self.play.now]
-                self.call = "out" if self.play.rotation.step is Step.LOOK else "over"
+                looking = self.play.rotation.step is Step.LOOK and self.play.rotation.finished_at is None
+                self.call = "out" if looking else "over"
                 if self.call == "over" and not happened:
                     assert self.looks[-1] - self.looks[0] >= LOOK_AGAIN, "looked at twice, with a pause (rule 4)"
             case ProbeDone(verdict=verdict):

@@ -1,7 +1,7 @@
-"""A small world in memory for the fault table and the simulated years: platform, Vault, broker, consumers, one clock.
+"""A small world in memory for the fault table and the simulated years, with one clock.
 
-Everything that the engine does to it passes `World.at`, once before the effect and once after it; a test puts its faults
-there: an error of ours, or `Killed`. The world itself never loses anything: what is true in it is the truth.
+Everything that the engine does to it passes `World.at`, once before the effect and once after it; a test puts its
+faults there: an error of ours, or `Killed`. The world itself never loses anything: what is true in it is the truth.
 """
 
 from __future__ import annotations

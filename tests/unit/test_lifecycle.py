@@ -1,17 +1,21 @@
-"""The pure machine: each step's outcomes, and two properties over everything that may happen in any order."""
+"""The pure machine: the steps that all strategies share, and *in place*; each step's outcomes.
+
+`test_lifecycle_replace` and `test_lifecycle_chosen` have the other two, `test_lifecycle_properties` everything
+in any order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import Stage
+from play import BORN, DAY, LIMITS, NOW, SECOND, Play, World, at, begun
 from rotator.errors import Transient
 from rotator.lifecycle import (
     FINISH_TRIES,
@@ -22,113 +26,50 @@ from rotator.lifecycle import (
     backoff,
     begin_call,
     next_step,
+    roll_back,
 )
-from rotator.model import Identity, Issued, Result, Step, Ticket, Verdict
+from rotator.model import Identity, Issued, Result, Step, Strategy, Ticket, Verdict
 from rotator.reasons import Reason
 from rotator.rotation import (
     ConfirmDone,
-    ConsumerProgress,
-    DeliverDone,
     Ended,
     Failed,
     FinishDone,
-    IssueDone,
-    Limits,
     LookDone,
-    Outcome,
     PreflightDone,
     ProbeDone,
-    PromoteDone,
     RestartDone,
-    Rotation,
     Run,
     SettleDone,
     Wait,
 )
 
-NOW = datetime(2026, 3, 24, 12, 0, tzinfo=UTC)
-SECOND = timedelta(seconds=1)
-LIMITS = Limits(max_attempts=3, propagation=10 * SECOND, settle=3 * SECOND, deliver_delay=timedelta(0))
-BEGUN = Rotation(
-    id="r1",
-    key="building-a",
-    provider="acme",
-    identity=Identity(id="id-1", username="id-1"),
-    trigger=Reason.NEAR_EXPIRY,
-    started_at=NOW,
-    step_since=NOW,
-    consumers=(ConsumerProgress(name="ingest"), ConsumerProgress(name="dashboards")),
-)
-NAMES = tuple(c.name for c in BEGUN.consumers)
 FAILED = Failed(reason=Reason.VAULT_UNREACHABLE, detail="gone", delay=2 * SECOND)
-
-
-def answer(now: datetime, *, plausible: bool = True) -> IssueDone:
-    expires = now + timedelta(days=90) if plausible else now - timedelta(days=1)
-    return IssueDone(answered_at=now, issued_at=now, expires_at=expires, expiry_source=None)
-
-
-def good(rotation: Rotation, step: Step, now: datetime) -> Outcome:
-    """The outcome of `step` when nothing is wrong."""
-    outcomes: dict[Step, Outcome] = {
-        Step.PREFLIGHT: PreflightDone(issued_before=NOW - timedelta(days=80), expected="print"),
-        Step.ISSUE: answer(now),
-        Step.LOOK: LookDone(happened=False),
-        Step.PROBE: ProbeDone(verdict=Verdict.ACCEPTED),
-        Step.PROMOTE: PromoteDone(version=2, expected="new print"),
-        Step.DELIVER: DeliverDone(),
-        Step.RESTART: RestartDone(
-            tickets=[Ticket(consumer=c.name, restarted_at=now) for c in rotation.consumers if c.restarted_at is None]
-        ),
-        Step.CONFIRM: ConfirmDone(seen=[(c.name, now) for c in rotation.consumers if c.seen_at is None]),
-        Step.SETTLE: SettleDone(confirmed=NAMES),
-        Step.FINISH: FinishDone(),
-    }
-    return outcomes[step]
-
-
-def play(
-    rotation: Rotation, now: datetime, *outcomes: Outcome, limits: Limits = LIMITS, until: Step | None = None
-) -> tuple[Rotation, datetime, list[Step]]:
-    """Run the machine: the given outcomes first, then good ones, to the end or to the step `until`."""
-    queue = list(outcomes)
-    steps: list[Step] = []
-    for _ in range(60):
-        match next_step(rotation, now, limits):
-            case Ended():
-                return rotation, now, steps
-            case Wait(until=then):
-                now = then
-            case Run(step=step):
-                if step is until and not queue:
-                    return rotation, now, steps
-                steps.append(step)
-                if step is Step.ISSUE:
-                    rotation = begin_call(rotation, now)
-                now += SECOND
-                rotation = advance(rotation, queue.pop(0) if queue else good(rotation, step, now), now, limits)
-    raise AssertionError(f"no end after {steps}")
-
-
-def at(step: Step) -> Rotation:
-    """A rotation that has come to `step` without any trouble."""
-    return play(BEGUN, NOW, until=step)[0]
+LOST = Failed(reason=Reason.OUTCOME_UNKNOWN, unknown=True)
+CONFLICT = Failed(reason=Reason.VAULT_CONFLICT, delay=SECOND)
+NOTHING, HAPPENED = LookDone(happened=False), LookDone(happened=True)
+REFUSED, FILTER_REFUSED, UNREACHABLE = (
+    ProbeDone(verdict=verdict) for verdict in (Verdict.REFUSED, Verdict.SUBSCRIPTION_REFUSED, Verdict.UNREACHABLE)
+)
+CHECKED = PreflightDone(issued_before=BORN, expected="print")
+GOOD_WAY = [
+    Step.PREFLIGHT,
+    Step.ISSUE,
+    Step.PROMOTE,
+    Step.PROBE,
+    Step.DELIVER,
+    Step.RESTART,
+    Step.CONFIRM,
+    Step.SETTLE,
+    Step.FINISH,
+]
 
 
 def test_all_good_goes_through_every_step_once() -> None:
     """The order of *in place*, one answer, all consumers confirmed."""
-    ended, _, steps = play(BEGUN, NOW)
-    assert [
-        Step.PREFLIGHT,
-        Step.ISSUE,
-        Step.PROMOTE,
-        Step.PROBE,
-        Step.DELIVER,
-        Step.RESTART,
-        Step.CONFIRM,
-        Step.SETTLE,
-        Step.FINISH,
-    ] == steps
+    play = at(None)
+    ended = play.rotation
+    assert GOOD_WAY == play.steps
     assert (Result.SUCCEEDED, None, 1, 1, False) == (
         ended.result,
         ended.reason,
@@ -140,15 +81,25 @@ def test_all_good_goes_through_every_step_once() -> None:
 
 
 def test_an_ended_rotation_has_nothing_left_to_do() -> None:
-    """At any later time."""
-    ended, now, _ = play(BEGUN, NOW)
-    assert Ended() == next_step(ended, now + timedelta(days=400), LIMITS)
+    """At any time, earlier or later."""
+    play = at(None)
+    assert [Ended()] * 2 == [next_step(play.rotation, play.now + by, LIMITS) for by in (-DAY, 400 * DAY)]
+
+
+@pytest.mark.parametrize("step", GOOD_WAY)
+def test_in_place_never_turns_around(step: Step) -> None:
+    """The old secret is dead, or nothing has happened that could be taken back."""
+    play = at(step)
+    assert roll_back(play.rotation, Reason.ROLLBACK_REQUESTED, "", play.now) is None
+
+
+# --- preflight and issue -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("attempts", [0, 2, 50])
 def test_preflight_is_never_given_up(attempts: int) -> None:
     """Nothing happened yet: an expiring key goes on being tried."""
-    again = advance(replace(BEGUN, attempts=attempts), FAILED, NOW, LIMITS)
+    again = advance(replace(begun(), attempts=attempts), FAILED, NOW, LIMITS)
     assert (Step.PREFLIGHT, attempts + 1, NOW + 2 * SECOND, None) == (
         again.step,
         again.attempts,
@@ -160,22 +111,26 @@ def test_preflight_is_never_given_up(attempts: int) -> None:
 
 def test_a_refused_issue_call_is_checked_anew() -> None:
     """What the next call needs is looked at again (rule 8), and the call counts."""
-    calling = begin_call(at(Step.ISSUE), NOW)
-    again = advance(calling, FAILED, NOW, LIMITS)
+    again = at(Step.ISSUE).told(FAILED).rotation
     assert (Step.PREFLIGHT, None, 1) == (again.step, again.calling_since, again.issues)
 
 
-def test_refused_issue_calls_end_the_rotation_in_quarantine() -> None:
-    """After `max_attempts` calls."""
-    refusals: list[Outcome] = [FAILED, good(BEGUN, Step.PREFLIGHT, NOW)] * 3
-    ended, _, steps = play(at(Step.ISSUE), NOW, *refusals)
-    assert (Result.FAILED, FAILED.reason, 3) == (ended.result, ended.quarantine, steps.count(Step.ISSUE))
+@pytest.mark.parametrize("strategy", Strategy)
+def test_refused_issue_calls_end_the_rotation_in_quarantine(strategy: Strategy) -> None:
+    """After `max_attempts` calls that did nothing."""
+    play = at(Step.ISSUE, strategy).told(FAILED, CHECKED, FAILED, CHECKED, FAILED)
+    ended = play.rotation
+    assert (Result.FAILED, FAILED.reason, FAILED.reason, 3) == (
+        ended.result,
+        ended.reason,
+        ended.quarantine,
+        play.steps.count(Step.ISSUE),
+    )
 
 
 def test_a_process_that_died_in_the_call_looks_first() -> None:
     """The journal says that a call went out and not what came of it (rule 9)."""
-    calling = begin_call(at(Step.ISSUE), NOW)
-    assert Run(step=Step.LOOK) == next_step(calling, NOW, LIMITS)
+    assert Run(step=Step.LOOK) == next_step(begin_call(at(Step.ISSUE).rotation, NOW), NOW + DAY, LIMITS)
 
 
 def test_a_look_that_fails_after_a_crash_is_no_refusal(tmp_path: Path) -> None:
@@ -212,175 +167,228 @@ def _die_in_the_call(stage: Stage) -> None:
         stage.platform.issue = issue  # type: ignore[method-assign]
 
 
+# --- look --------------------------------------------------------------------------------------------------------
+
+
 def test_no_sign_of_a_lost_call_is_looked_for_twice() -> None:
     """With a pause in between; only then the call is made again."""
-    lost = Failed(reason=Reason.OUTCOME_UNKNOWN, unknown=True)
-    looking = advance(begin_call(at(Step.ISSUE), NOW), lost, NOW, LIMITS)
-    assert Run(step=Step.LOOK) == next_step(looking, NOW, LIMITS)
-    once = advance(looking, LookDone(happened=False), NOW, LIMITS)
-    assert Wait(until=NOW + LOOK_AGAIN) == next_step(once, NOW, LIMITS)
-    twice = advance(once, LookDone(happened=False), NOW + LOOK_AGAIN, LIMITS)
+    play = at(Step.ISSUE).told(LOST)
+    assert Run(step=Step.LOOK) == next_step(play.rotation, play.now, LIMITS)
+    play.told(NOTHING)
+    assert Wait(until=play.now + LOOK_AGAIN) == next_step(play.rotation, play.now, LIMITS)
+    twice = play.told(NOTHING).rotation
     assert (Step.PREFLIGHT, None) == (twice.step, twice.calling_since)
 
 
+def test_the_pause_between_two_looks_is_the_providers() -> None:
+    """Where its list is slow to show a new key."""
+    play = at(Step.ISSUE).told(LOST, LookDone(happened=False, again_in=timedelta(minutes=2)))
+    assert Wait(until=play.now + timedelta(minutes=2)) == next_step(play.rotation, play.now, LIMITS)
+
+
+@pytest.mark.parametrize("failed", [FAILED, replace(FAILED, unknown=True)], ids=["refused", "unknown"])
+def test_a_look_that_fails_is_tried_again_after_a_pause(failed: Failed) -> None:
+    """For ever, and whatever became of the look: it changes nothing, and it is not the issue call."""
+    play = at(Step.ISSUE).told(LOST, *[failed] * 20)
+    assert (Step.LOOK, 1) == (play.rotation.step, play.rotation.issues)
+    assert Wait(until=play.now + failed.delay) == next_step(play.rotation, play.now, LIMITS)
+
+
 def test_a_lost_answer_that_was_issued_is_issued_anew_at_once() -> None:
-    """The old secret is dead: no second preflight stands in the way."""
-    lost = Failed(reason=Reason.OUTCOME_UNKNOWN, unknown=True)
-    looking = advance(begin_call(at(Step.ISSUE), NOW), lost, NOW, LIMITS)
-    found = advance(looking, LookDone(happened=True), NOW, LIMITS)
-    assert (Step.ISSUE, None, Run(step=Step.ISSUE)) == (found.step, found.calling_since, next_step(found, NOW, LIMITS))
+    """The old secret is dead: no second preflight stands in the way, and what Vault holds is nobody's base."""
+    play = at(Step.ISSUE).told(LOST)
+    called = play.rotation.calling_since
+    found = play.told(HAPPENED).rotation
+    assert (None, None, called) == (found.calling_since, found.expected, found.died_at)
+    assert Run(step=Step.ISSUE) == next_step(found, play.now, LIMITS)
 
 
-def test_answers_that_are_always_lost_end_in_quarantine() -> None:
-    """After `max_attempts` of them a person has to look."""
-    lost = Failed(reason=Reason.OUTCOME_UNKNOWN, unknown=True)
-    answers: list[Outcome] = [lost, LookDone(happened=True)] * 3
-    ended, _, steps = play(at(Step.ISSUE), NOW, *answers)
-    assert (Result.FAILED, Reason.ANSWER_LOST, Reason.ANSWER_LOST, 3) == (
+def test_who_loses_every_answer_is_not_hammered() -> None:
+    """The pauses between the calls grow."""
+    play = at(Step.ISSUE, limits=replace(LIMITS, max_attempts=10))
+    pauses = []
+    for _ in range(9):
+        play.told(LOST, HAPPENED)
+        pauses.append(max(timedelta(0), (play.rotation.not_before or play.now) - play.now))
+    assert [0, 5, 10, 20, 40, 80, 160, 300, 300] == [pause.total_seconds() for pause in pauses]
+
+
+@pytest.mark.parametrize(
+    ("looks", "reason"),
+    [([HAPPENED], Reason.ANSWER_LOST), ([NOTHING, NOTHING, CHECKED], Reason.OUTCOME_UNKNOWN)],
+    ids=["lost", "swallowed"],
+)
+def test_calls_without_an_answer_end_in_quarantine(looks: list[LookDone | PreflightDone], reason: Reason) -> None:
+    """Answers that are always lost, or calls that never arrive: after `max_attempts` of them a person has to look."""
+    play = at(Step.ISSUE)
+    for _ in range(3):
+        for outcome in (LOST, *looks):
+            if play.due() is not None:
+                play.told(outcome)
+    ended = play.rotation
+    assert (Result.FAILED, reason, reason, 3) == (
         ended.result,
         ended.reason,
         ended.quarantine,
-        steps.count(Step.ISSUE),
+        play.steps.count(Step.ISSUE),
     )
 
 
-def test_calls_that_never_arrive_end_in_quarantine_too() -> None:
-    """Nobody goes on for ever on a wire that swallows them."""
-    lost, nothing = Failed(reason=Reason.OUTCOME_UNKNOWN, unknown=True), LookDone(happened=False)
-    again: list[Outcome] = [lost, nothing, nothing, good(BEGUN, Step.PREFLIGHT, NOW)] * 3
-    ended, _, steps = play(at(Step.ISSUE), NOW, *again[:-1])
-    assert (Result.FAILED, Reason.OUTCOME_UNKNOWN, 3) == (ended.result, ended.quarantine, steps.count(Step.ISSUE))
+# --- promote and probe -------------------------------------------------------------------------------------------
 
 
 def test_a_promote_that_fails_is_tried_for_ever() -> None:
     """The secret is sealed and the old one dead: nothing but going on helps."""
-    waiting = replace(at(Step.PROMOTE), attempts=500)
-    again = advance(waiting, FAILED, NOW, LIMITS)
+    again = at(Step.PROMOTE).told(*[FAILED] * 50).rotation
     assert (Step.PROMOTE, None, True, None) == (again.step, again.finished_at, again.sealed, again.quarantine)
 
 
 def test_a_conflict_at_promote_waits_for_a_person() -> None:
-    """Quarantined and sealed; a promote that gets through later lifts it."""
-    conflict = Failed(reason=Reason.VAULT_CONFLICT, delay=SECOND)
-    stuck = advance(at(Step.PROMOTE), conflict, NOW, LIMITS)
-    assert (Reason.VAULT_CONFLICT, True) == (stuck.quarantine, stuck.sealed)
-    ended, _, _ = play(stuck, NOW)
+    """Quarantined and sealed, also after another failure; a promote that gets through later lifts it."""
+    play = at(Step.PROMOTE).told(CONFLICT, FAILED)
+    assert (Reason.VAULT_CONFLICT, True) == (play.rotation.quarantine, play.rotation.sealed)
+    ended = play.until(None).rotation
     assert (Result.SUCCEEDED, None) == (ended.result, ended.quarantine)
 
 
-def test_an_implausible_expiry_is_probed_before_it_is_promoted() -> None:
-    """And the end says so."""
-    issue = at(Step.ISSUE)
-    ended, _, steps = play(issue, NOW, answer(NOW + SECOND, plausible=False))
-    assert [Step.ISSUE, Step.PROBE, Step.PROMOTE, Step.DELIVER] == steps[:4]
-    assert (Result.SUCCEEDED, Reason.EXPIRY_IMPLAUSIBLE) == (ended.result, ended.reason)
+@pytest.mark.parametrize("life", [-DAY, timedelta(0), None], ids=["past", "now", "none"])
+def test_an_expiry_that_cannot_be_right_is_probed_before_it_is_promoted(life: timedelta | None) -> None:
+    """And the end says so; with a provider that is down at the end as well."""
+    for tries in (0, FINISH_TRIES):
+        play = at(Step.ISSUE)
+        play.turn(lambda _, play=play: play.answer(life))  # type: ignore[misc]
+        play.until(Step.FINISH).told(*[FAILED] * tries).until(None)
+        assert [Step.ISSUE, Step.PROBE, Step.PROMOTE, Step.DELIVER] == play.steps[1:5]
+        assert (Result.SUCCEEDED, Reason.EXPIRY_IMPLAUSIBLE) == (play.rotation.result, play.rotation.reason)
+
+
+def implausible(world: World | None = None) -> Play:
+    """A secret that is dead by its own date, and not in Vault yet."""
+    play = at(Step.ISSUE, world=world)
+    play.turn(lambda _: play.answer(-DAY))
+    return play
 
 
 def test_an_implausible_expiry_without_a_broker_is_not_promoted() -> None:
     """Nothing proves the secret: failed, quarantined, sealed."""
-    ended, _, steps = play(at(Step.ISSUE), NOW, answer(NOW + SECOND, plausible=False), ProbeDone(verdict=None))
+    play = implausible(World(broker=False)).until(None)
+    ended = play.rotation
     assert (Result.FAILED, Reason.EXPIRY_IMPLAUSIBLE, True) == (ended.result, ended.quarantine, ended.sealed)
-    assert Step.PROMOTE not in steps
+    assert Step.PROMOTE not in play.steps
 
 
-def test_an_expiry_at_the_moment_of_the_answer_is_implausible() -> None:
-    """It must lie in the future."""
-    at_once = IssueDone(answered_at=NOW, issued_at=NOW, expires_at=NOW, expiry_source=None)
-    assert advance(at(Step.ISSUE), at_once, NOW, LIMITS).plausible is False
+def test_a_probe_that_can_never_run_leaves_a_quarantine() -> None:
+    """Sealed and not in Vault, the old one dead: nothing is issued by itself on top of that."""
+    ended = implausible().told(*[FAILED] * 3).rotation
+    assert (Result.FAILED, FAILED.reason, True) == (ended.result, ended.quarantine, ended.sealed)
+    proven = at(Step.PROBE).told(*[FAILED] * 3).rotation
+    assert (Result.FAILED, FAILED.reason) == (proven.result, proven.quarantine)
 
 
 def test_a_broker_that_is_away_holds_a_promoted_secret_only_so_long() -> None:
     """It refused nothing (rule 2): the restarts go on after a few tries."""
-    unreachable = [ProbeDone(verdict=Verdict.UNREACHABLE)] * UNREACHABLE_PROBES
-    ended, _, steps = play(at(Step.PROBE), NOW, *unreachable)
-    assert (UNREACHABLE_PROBES, Result.SUCCEEDED) == (steps.count(Step.PROBE), ended.result)
+    play = at(Step.PROBE).told(*[UNREACHABLE] * UNREACHABLE_PROBES).until(None)
+    assert (UNREACHABLE_PROBES, Result.SUCCEEDED) == (play.steps.count(Step.PROBE), play.rotation.result)
 
 
 def test_a_broker_that_is_away_keeps_an_implausible_secret_back() -> None:
     """Nothing is promoted without its word then, however long it takes."""
-    waiting = advance(at(Step.ISSUE), answer(NOW, plausible=False), NOW, LIMITS)
-    for _ in range(3 * UNREACHABLE_PROBES):
-        waiting = advance(waiting, ProbeDone(verdict=Verdict.UNREACHABLE), NOW, LIMITS)
-        assert (Step.PROBE, None) == (waiting.step, waiting.finished_at)
+    waiting = implausible().told(*[UNREACHABLE] * 3 * UNREACHABLE_PROBES).rotation
+    assert (Step.PROBE, None) == (waiting.step, waiting.finished_at)
+
+
+@pytest.mark.parametrize("refused", [REFUSED, FILTER_REFUSED], ids=["secret", "filter"])
+def test_a_broker_that_refused_and_went_away_takes_nothing_back(refused: ProbeDone) -> None:
+    """The restarts are held back until it accepts (rule 2), with a pause between the tries."""
+    play = at(Step.PROBE).told(refused, *[UNREACHABLE] * 3 * UNREACHABLE_PROBES)
+    assert (Step.PROBE, refused.verdict) == (play.rotation.step, play.rotation.verdict)
+    assert isinstance(next_step(play.rotation, play.now, LIMITS), Wait)
+    assert Result.SUCCEEDED == play.until(None).rotation.result
 
 
 def test_a_refusal_is_waited_out_then_issued_once_more_then_quarantined() -> None:
     """Rule 2: restarts are held back, propagation is waited for, a second answer, then only looking."""
-    refused = ProbeDone(verdict=Verdict.REFUSED)
-    rotation, now, issues = at(Step.PROBE), NOW + 10 * SECOND, 1
-    rotation = replace(rotation, step_since=now)
+    play = at(Step.PROBE)
     for _ in range(60):
-        match next_step(rotation, now, LIMITS):
-            case Wait(until=then):
-                now = then
-            case Run(step=Step.ISSUE):
-                issues += 1
-                rotation = advance(begin_call(rotation, now), answer(now), now, LIMITS)
-            case Run(step=Step.PROBE):
-                rotation = advance(rotation, refused, now, LIMITS)
-            case Run(step=step):
-                assert Step.PROMOTE is step
-                rotation = advance(rotation, PromoteDone(version=3), now, LIMITS)
-            case Ended():
-                raise AssertionError("given up")
-    assert (MAX_ANSWERS, Reason.SECRET_REFUSED) == (issues, rotation.quarantine)
-    ended, _, steps = play(rotation, now)
-    assert (Result.SUCCEEDED, None) == (ended.result, ended.quarantine)
-    assert Step.ISSUE not in steps
+        play.turn(lambda step: REFUSED if step is Step.PROBE else play.effect(step))
+    assert {Step.PREFLIGHT, Step.ISSUE, Step.PROMOTE, Step.PROBE} == set(play.steps)
+    assert (MAX_ANSWERS, Reason.SECRET_REFUSED) == (play.rotation.issues, play.rotation.quarantine)
+    first = play.steps[: play.steps.index(Step.ISSUE, 2)]
+    assert 4 == first.count(Step.PROBE), "10 s of propagation, and a probe of one second every 2 s"
+    ended = play.until(None).rotation
+    assert (Result.SUCCEEDED, None, MAX_ANSWERS) == (ended.result, ended.quarantine, ended.answers)
 
 
 def test_a_refused_filter_is_not_mended_by_another_secret() -> None:
     """A missing role stays missing: wait, then quarantine, and never a second issue call."""
-    rotation = at(Step.PROBE)
-    for seconds in range(60):
-        now = NOW + 10 * SECOND + seconds * SECOND
-        rotation = advance(rotation, ProbeDone(verdict=Verdict.SUBSCRIPTION_REFUSED), now, LIMITS)
-        assert Step.PROBE == rotation.step
-    assert (Reason.SUBSCRIPTION_REFUSED, 1) == (rotation.quarantine, rotation.issues)
+    rotation = at(Step.PROBE).told(*[FILTER_REFUSED] * 60).rotation
+    assert (Step.PROBE, Reason.SUBSCRIPTION_REFUSED, 1) == (rotation.step, rotation.quarantine, rotation.issues)
+
+
+# --- deliver, restart, confirm, settle ---------------------------------------------------------------------------
+
+SLOW = replace(LIMITS, deliver_delay=timedelta(minutes=6))
 
 
 def test_delivery_is_waited_for_from_the_promote_on() -> None:
     """`{delay: 6m}`: no consumer is restarted onto the old secret."""
-    slow = replace(LIMITS, deliver_delay=timedelta(minutes=6))
-    delivering, now, _ = play(at(Step.PROMOTE), NOW, limits=slow, until=Step.DELIVER)
-    assert delivering.promoted_at is not None
-    assert delivering.promoted_at + timedelta(minutes=6) == now
+    play = at(Step.DELIVER, limits=SLOW)
+    promoted = play.rotation.promoted_at
+    assert promoted is not None
+    assert Wait(until=promoted + SLOW.deliver_delay) == next_step(play.rotation, promoted, SLOW)
+    assert Run(step=Step.DELIVER) == next_step(play.rotation, promoted + SLOW.deliver_delay, SLOW)
+
+
+@pytest.mark.parametrize("step", [Step.DELIVER, Step.SETTLE])
+def test_a_clock_that_stepped_back_neither_skips_a_wait_nor_makes_it_a_day(step: Step) -> None:
+    """A second's correction leaves the wait as it was; after a day's nobody can tell, and consumers may be down."""
+    play = at(step, limits=SLOW)
+    rotation = play.rotation
+    since = rotation.promoted_at if step is Step.DELIVER else max(c.seen_at for c in rotation.consumers if c.seen_at)
+    assert since is not None
+    span = SLOW.deliver_delay if step is Step.DELIVER else SLOW.settle
+    assert Wait(until=since + span) == next_step(rotation, since - SECOND, SLOW)
+    assert Run(step=step) == next_step(rotation, since - DAY, SLOW)
 
 
 def test_only_the_consumer_that_failed_is_restarted_again() -> None:
     """The other one keeps its ticket."""
     ticket = Ticket(consumer="ingest", restarted_at=NOW)
-    half = advance(at(Step.RESTART), RestartDone(tickets=[ticket], failed=FAILED), NOW, LIMITS)
+    half = at(Step.RESTART).told(RestartDone(tickets=[ticket], failed=FAILED)).rotation
     assert (Step.RESTART, 1) == (half.step, half.attempts)
     assert {"ingest": NOW, "dashboards": None} == {c.name: c.restarted_at for c in half.consumers}
 
 
+def test_a_blind_watch_restarts_nobody() -> None:
+    """It proves nothing either way: the consumer keeps its restart, and is waited for again."""
+    blind = ConfirmDone(seen=[], failed=Failed(reason=Reason.CONSUMER_NOT_CONFIRMED, delay=SECOND))
+    waiting = at(Step.CONFIRM).told(blind).rotation
+    assert all(c.restarted_at is not None and c.seen_at is None for c in waiting.consumers)
+
+
 def test_restart_and_confirm_are_one_loop_that_ends() -> None:
     """A consumer that never proves itself: failed after `max_attempts`, with no second issue call."""
-    unseen = ConfirmDone(
-        seen=[("ingest", NOW)], unseen=["dashboards"], failed=Failed(reason=Reason.CONSUMER_NOT_CONFIRMED)
-    )
-    rotation, now, confirms = at(Step.RESTART), NOW + timedelta(minutes=1), 0
-    while rotation.finished_at is None:
-        assert confirms < 10
-        now += SECOND
-        if rotation.step is Step.CONFIRM:
-            confirms += 1
-            rotation = advance(rotation, unseen, now, LIMITS)
-        else:
-            rotation = advance(rotation, good(rotation, rotation.step, now), now, LIMITS)
+    play = at(Step.RESTART)
+    seen = [("ingest", NOW)]
+    unseen = ConfirmDone(seen=seen, unseen=["dashboards"], failed=Failed(reason=Reason.CONSUMER_NOT_CONFIRMED))
+    while play.due() is not None:
+        play.turn(lambda step: unseen if step is Step.CONFIRM else play.effect(step))
+        assert len(play.steps) < 20
     assert (Result.FAILED, Reason.CONSUMER_NOT_CONFIRMED, 3, 1) == (
-        rotation.result,
-        rotation.reason,
-        confirms,
-        rotation.issues,
+        play.rotation.result,
+        play.rotation.reason,
+        play.steps.count(Step.CONFIRM),
+        play.rotation.issues,
     )
 
 
 def test_a_consumer_that_crashes_after_it_was_seen_is_restarted_again() -> None:
-    """Settle finds it; what was seen of it does not count any more."""
+    """Settle finds it; what was seen of it, or confirmed before, does not count any more."""
     crashed = SettleDone(confirmed=["ingest"], crashed=["dashboards"], failed=Failed(reason=Reason.CONSUMER_CRASHED))
-    again = advance(at(Step.SETTLE), crashed, NOW, LIMITS)
+    settling = at(Step.SETTLE)
+    consumers = tuple(replace(c, confirmed_at=NOW) for c in settling.rotation.consumers)
+    settling.rotation = replace(settling.rotation, consumers=consumers)
+    again = settling.told(crashed).rotation
     facts = {c.name: (c.restarted_at is None, c.seen_at is None, c.confirmed_at is None) for c in again.consumers}
     assert {"ingest": (False, False, False), "dashboards": (True, True, True)} == facts
     assert Step.RESTART == again.step
@@ -388,28 +396,30 @@ def test_a_consumer_that_crashes_after_it_was_seen_is_restarted_again() -> None:
 
 def test_settling_is_counted_from_the_last_sighting() -> None:
     """Three seconds after the slower of the two."""
-    settling = at(Step.SETTLE)
+    settling = at(Step.SETTLE).rotation
     seen = [c.seen_at for c in settling.consumers if c.seen_at is not None]
     assert Wait(until=max(seen) + LIMITS.settle) == next_step(settling, max(seen), LIMITS)
+    assert Run(step=Step.SETTLE) == next_step(settling, max(seen) + LIMITS.settle, LIMITS)
 
 
 def test_a_rotation_without_consumers_needs_none() -> None:
     """Restart, confirm and settle have nothing to do."""
-    alone = replace(BEGUN, consumers=())
-    ended, _, _ = play(alone, NOW)
-    assert Result.SUCCEEDED == ended.result
+    assert Result.SUCCEEDED == at(None, consumers=()).rotation.result
+
+
+# --- finish ------------------------------------------------------------------------------------------------------
 
 
 def test_somebody_who_issued_after_us_makes_it_fail() -> None:
     """Named, at the last look (rule 4)."""
-    ended = advance(at(Step.FINISH), FinishDone(issued_elsewhere=True), NOW, LIMITS)
+    ended = at(Step.FINISH).told(FinishDone(issued_elsewhere=True)).rotation
     assert (Result.FAILED, Reason.ISSUED_ELSEWHERE) == (ended.result, ended.reason)
 
 
 def test_a_provider_that_is_down_does_not_keep_a_proven_rotation_open() -> None:
     """The last look is tried a few times."""
-    ended, _, steps = play(at(Step.FINISH), NOW, *([FAILED] * FINISH_TRIES))
-    assert (Result.SUCCEEDED, FINISH_TRIES) == (ended.result, steps.count(Step.FINISH))
+    play = at(Step.FINISH).told(*[FAILED] * FINISH_TRIES)
+    assert Result.SUCCEEDED == play.rotation.result
 
 
 # --- backoff -----------------------------------------------------------------------------------------------------
@@ -420,15 +430,26 @@ def test_a_provider_that_is_down_does_not_keep_a_proven_rotation_open() -> None:
     reason=st.sampled_from(Reason),
     attempts=st.integers(min_value=0, max_value=10**6),
     draw=st.floats(min_value=0, max_value=1, exclude_max=True),
+    unsettled=st.booleans(),
 )
-def test_every_wait_is_a_real_one_and_bounded(step: Step, reason: Reason, attempts: int, draw: float) -> None:
+def test_every_wait_is_a_real_one_and_bounded(
+    step: Step, reason: Reason, attempts: int, draw: float, unsettled: bool
+) -> None:
     """Never zero, so that nothing spins; half an hour at most."""
-    assert timedelta(milliseconds=100) <= backoff(step, reason, attempts, draw) <= timedelta(minutes=30)
+    pause = backoff(step, reason, attempts, draw, unsettled=unsettled)
+    assert timedelta(milliseconds=100) <= pause <= timedelta(minutes=30)
 
 
 def test_a_secret_that_waits_for_vault_comes_back_within_seconds() -> None:
-    """Issue 2: in Vault within 5 s of Vault's return."""
-    assert timedelta(seconds=2) >= backoff(Step.PROMOTE, Reason.VAULT_SEALED, 10**4, 0.999)
+    """Issue 2: in Vault within 5 s of Vault's return; the same on the way back."""
+    for step in (Step.PROMOTE, Step.REVERT):
+        assert timedelta(seconds=2) >= backoff(step, Reason.VAULT_SEALED, 10**4, 0.999)
+
+
+def test_a_chosen_secret_that_may_have_been_set_is_set_within_seconds() -> None:
+    """Nobody holds another one that works."""
+    usual, unsettled = (backoff(Step.ISSUE, Reason.PROVIDER_UNREACHABLE, 10, 0.9, unsettled=u) for u in (False, True))
+    assert (timedelta(minutes=4.5), timedelta(seconds=27)) == (usual, unsettled)
 
 
 def test_a_refused_login_backs_off_further_than_an_outage() -> None:
@@ -438,121 +459,3 @@ def test_a_refused_login_backs_off_further_than_an_outage() -> None:
     )
     assert timedelta(minutes=27) == auth
     assert timedelta(minutes=4.5) == outage
-
-
-# --- properties --------------------------------------------------------------------------------------------------
-
-REASONS = st.sampled_from(
-    [Reason.PROVIDER_AUTH, Reason.VAULT_CONFLICT, Reason.VAULT_SEALED, Reason.CONSUMER_CRASHED, Reason.UNFORESEEN]
-)
-FAILURES = st.builds(
-    Failed,
-    reason=REASONS,
-    delay=st.sampled_from([timedelta(0), SECOND, timedelta(hours=1)]),
-    permanent=st.booleans(),
-    unknown=st.booleans(),
-)
-SOME = st.lists(st.sampled_from(NAMES), unique=True)
-
-
-def outcomes(rotation: Rotation, step: Step, now: datetime) -> st.SearchStrategy[Outcome]:
-    """Everything that may come of a step."""
-    failed = FAILURES.filter(lambda f: not f.unknown or step in {Step.ISSUE, Step.LOOK, Step.PROMOTE})
-    todo = [c.name for c in rotation.consumers if c.restarted_at is None]
-    own: dict[Step, st.SearchStrategy[Outcome]] = {
-        Step.ISSUE: st.booleans().map(lambda plausible: answer(now, plausible=plausible)),
-        Step.LOOK: st.builds(LookDone, happened=st.booleans()),
-        Step.PROBE: st.builds(ProbeDone, verdict=st.sampled_from([None, *Verdict])),
-        Step.RESTART: st.builds(
-            lambda names, why: RestartDone(
-                tickets=[Ticket(consumer=name, restarted_at=now) for name in names], failed=why
-            ),
-            st.lists(st.sampled_from(todo), unique=True) if todo else st.just([]),
-            FAILURES,
-        ),
-        Step.CONFIRM: st.builds(
-            lambda seen, why: ConfirmDone(
-                seen=[(name, now) for name in seen], unseen=[n for n in NAMES if n not in seen], failed=why
-            ),
-            SOME,
-            FAILURES,
-        ),
-        Step.SETTLE: st.builds(
-            lambda up, why: SettleDone(confirmed=up, crashed=[n for n in NAMES if n not in up], failed=why),
-            SOME,
-            FAILURES,
-        ),
-        Step.FINISH: st.builds(FinishDone, issued_elsewhere=st.booleans()),
-    }
-    return st.one_of(st.just(good(rotation, step, now)), failed, own.get(step, failed))
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.data())
-def test_whatever_happens_success_stays_reachable_and_nothing_is_issued_blindly(data: st.DataObject) -> None:
-    """From any state any outcome leads to one from which success is reachable, or to an end that says why.
-
-    Between two issue calls lies an answer, a look for it, or a refusal (rule 9); a secret that was refused, or that
-    nobody proved though its expiry is implausible, is never promoted without the broker's word (rule 2).
-    """
-    rotation, now = BEGUN, NOW
-    settled = True  # what became of the last issue call is known
-    crashes = data.draw(st.sets(st.integers(min_value=0, max_value=25), max_size=3), label="the process dies at")
-    for turn in range(25):
-        match next_step(rotation, now, LIMITS):
-            case Ended():
-                assert rotation.result is not None
-                assert rotation.result is Result.SUCCEEDED or rotation.reason is not None
-                return
-            case Wait(until=then):
-                assert then > now
-                now = then
-            case Run(step=step):
-                now += SECOND
-                if step is Step.ISSUE:
-                    assert settled
-                    assert rotation.calling_since is None
-                    rotation, settled = begin_call(rotation, now), False
-                    if turn in crashes:
-                        continue
-                if step is Step.PROMOTE:
-                    assert rotation.sealed
-                    assert rotation.plausible or rotation.verdict is Verdict.ACCEPTED
-                outcome = data.draw(outcomes(rotation, step, now), label=step.value)
-                settled = settled or not _unknown(outcome, step)
-                # the step that ran, not the one that a dead process wrote down: see the test with the engine above
-                rotation = advance(replace(rotation, step=step), outcome, now, LIMITS)
-                if rotation.finished_at is None:
-                    ended, _, _ = play(rotation, now)
-                    called_out = ended.issues >= LIMITS.max_attempts and ended.quarantine is not None
-                    assert Result.SUCCEEDED == ended.result or called_out
-                else:
-                    assert rotation.result is Result.SUCCEEDED or rotation.reason is not None
-
-
-def _unknown(outcome: Outcome, step: Step) -> bool:
-    """Whether nobody can say yet what became of the issue call."""
-    if step is Step.ISSUE:
-        return isinstance(outcome, Failed) and outcome.unknown
-    return not isinstance(outcome, LookDone)
-
-
-@settings(max_examples=60, deadline=None)
-@given(verdicts=st.lists(st.sampled_from([v for v in Verdict if v is not Verdict.ACCEPTED]), max_size=40))
-def test_a_broker_never_causes_more_than_two_answers(verdicts: Sequence[Verdict]) -> None:
-    """Whatever it says and in whatever order: each issue call kills a secret that consumers may run on."""
-    queue = [ProbeDone(verdict=verdict) for verdict in verdicts]
-    rotation, now = at(Step.PROBE), NOW + timedelta(minutes=1)
-    for _ in range(200):
-        match next_step(rotation, now, LIMITS):
-            case Ended():
-                break
-            case Wait(until=then):
-                now = then
-            case Run(step=step):
-                now += SECOND
-                rotation = begin_call(rotation, now) if step is Step.ISSUE else rotation
-                outcome = queue.pop(0) if step is Step.PROBE and queue else good(rotation, step, now)
-                rotation = advance(rotation, outcome, now, LIMITS)
-    assert rotation.answers <= MAX_ANSWERS
-    assert Result.SUCCEEDED == rotation.result

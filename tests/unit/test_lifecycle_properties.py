@@ -27,7 +27,7 @@ STAYS = Limits(max_attempts=2, deactivates=False)
 ONE_TRY = Limits(max_attempts=1, deactivates=False)
 EXPLORED = [
     Case(strategy=IN_PLACE),
-    Case(strategy=CHOSEN, limits=ONE_TRY),
+    Case(strategy=CHOSEN),
     Case(strategy=REPLACE),
     Case(strategy=REPLACE, limits=STAYS, broker=False, proven=()),
     Case(strategy=REPLACE, limits=ONE_TRY, proven=(True, True)),

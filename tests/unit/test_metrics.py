@@ -262,6 +262,7 @@ def test_a_journal_that_can_not_be_read_leaves_the_counters(stage: Scraped) -> N
     stage.metrics(event("rotation_ended", result="failed"))
     stage.journal.path.write_bytes(b"broken" * 2000)
     stage.journal.path.with_name("rotator.db-wal").write_bytes(b"")
+    assert stage.journal._engine is not None
     stage.journal._engine.dispose()
     found = stage.series()
     assert "rotator_key_state" not in found
