@@ -402,11 +402,14 @@ class Engine:
 
     def _heard(self, key: ManagedKey, record: KeyRecord, rotation: Rotation, now: datetime) -> Rotation:
         """What a person, or the key's own date, asks of a rotation in flight."""
-        if record.vouched and not set(record.vouched) <= {c.name for c in rotation.consumers if c.vouched}:
+        unheard = set(record.vouched) - {c.name for c in rotation.consumers if c.vouched}
+        if unheard and rotation.rolling_back is None:
             rotation = self._vouched(rotation, record.vouched, now)
         waiting = resting(rotation) and not rotation.no_grace
-        if waiting and (record.requested in FORCED - {ROLL_BACK} or past(record.rotate_at, now)):
-            # The consumers are proven on the new secret; the next rotation begins as soon as the old key is gone.
+        asked = record.requested in FORCED - {ROLL_BACK} or past(record.rotate_at, now)
+        if waiting and (record.requested == COMPROMISED or (asked and rotation.consumers)):
+            # The consumers are proven on the new secret; the next rotation begins as soon as the old key is gone. Where
+            # there are none, nobody has proven anything, and the grace is kept (rule 5).
             rotation = replace(rotation, no_grace=True)
             self.world.journal.save(rotation=rotation)
         proven = resting(rotation) or (rotation.reconfirmed_at is not None and rotation.rolling_back is None)

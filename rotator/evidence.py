@@ -51,7 +51,8 @@ class Evidence:
         links = {link.consumer.name: link for link in key.consumers if link.open_watch is not None}
         pending = {c.name: c for c in rotation.consumers if c.name in links and c.seen_at is None}
         blind = [name for name in pending if _name(rotation, name) not in self._watches]
-        if blind and not set(blind) <= self._vouched(key.name):
+        word = self._vouched(key.name) if rotation.rolling_back is None else frozenset()
+        if blind and not set(blind) <= word:
             lost = Failed(reason=Reason.EVIDENCE_LOST, detail=f"not watched while they restarted: {', '.join(blind)}")
             return ConfirmDone(seen=(), unseen=blind, failed=lost)
         limit = max((links[name].timeout for name in pending), default=timedelta(0))
@@ -120,7 +121,8 @@ class Evidence:
                     seen[name] = sighting
                     taken.add(sighting.client_id)
             if unseen := pending.keys() - seen.keys():
-                for name in unseen & self._vouched(key.name):
+                # a person's word was given for the new secret, not for the old one
+                for name in unseen & (self._vouched(key.name) if rotation.rolling_back is None else frozenset()):
                     seen[name] = Sighting(at=self._clock.now(), detail="a person has seen it")
             if unseen := pending.keys() - seen.keys():
                 self._watches[_name(rotation, next(iter(unseen)))].wait(_GLANCE)

@@ -460,7 +460,7 @@ def _probed(rotation: Rotation, outcome: ProbeDone, now: datetime, limits: Limit
             enough = rotation.attempts + 1 >= UNREACHABLE_PROBES if not pending else _dying(rotation, now)
             if enough and rotation.plausible:
                 return _to(probed, after, now)
-            slower = _RETRY * 2 ** min(rotation.attempts, 5) if pending and rotation.plausible else _RETRY
+            slower = _RETRY * 2 ** min(rotation.attempts, 5 if rotation.plausible else 3) if pending else _RETRY
             return _again(probed, Failed(reason=Reason.BROKER_UNREACHABLE, detail=outcome.detail, delay=slower), now)
         case Verdict.REFUSED | Verdict.SUBSCRIPTION_REFUSED:
             return _refused(probed, outcome, now, limits)
@@ -556,7 +556,7 @@ def _settled(rotation: Rotation, outcome: SettleDone, now: datetime, limits: Lim
 
 def _anew(consumer: ConsumerProgress) -> ConsumerProgress:
     """To be restarted, and to be proven again."""
-    return replace(consumer, restarted_at=None, ticket=None, seen_at=None, confirmed_at=None)
+    return replace(consumer, restarted_at=None, ticket=None, seen_at=None, confirmed_at=None, vouched=False)
 
 
 def _reconfirmed(rotation: Rotation, outcome: ReconfirmDone, now: datetime) -> Rotation:

@@ -54,6 +54,8 @@ class Retiring:
 
     def _deactivate(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         self._new_key_stands(key, rotation)
+        if not rotation.consumers:
+            self._grace_is_over(key, rotation)
         replacing(key).deactivate(rotation.identity)
         return DeactivateDone(at=self._world.clock.now())
 
@@ -68,12 +70,16 @@ class Retiring:
     def _delete(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         """What can't be undone is checked first: the new key is there, and the clock that said so is right."""
         self._new_key_stands(key, rotation)
+        self._grace_is_over(key, rotation)
+        replacing(key).delete(rotation.identity.id)
+        return DeleteDone(at=self._world.clock.now())
+
+    def _grace_is_over(self, key: ManagedKey, rotation: Rotation) -> None:
+        """Raise where the clock that says so can't be trusted."""
         peer = self._world.skew.off(key.provider.name, "vault")
         if peer is not None and not rotation.forced:
             words = f"this host's clock and {peer}'s are too far apart to say that the grace period is over"
             raise Transient(words, reason=Reason.CLOCK_SKEW, retry_after=_SKEW_PAUSE)
-        replacing(key).delete(rotation.identity.id)
-        return DeleteDone(at=self._world.clock.now())
 
     def _new_key_stands(self, key: ManagedKey, rotation: Rotation) -> None:
         """Raise where the provider does not show the new key as usable."""

@@ -139,8 +139,12 @@ class Killer:
             daemon.kill()
             scene.kills += 1
             record = daemon.record(before.key)
-            if record.get("id", before.rotation) != before.rotation and record["step"] in {"issue", "look"}:
-                out |= {record["issues"]} if record["calling_since"] else set()
+            if record.get("id", before.rotation) == before.rotation:
+                scene.deaths["before its begin"] += 1
+                continue
+            scene.deaths["after its end" if record["finished_at"] else record["step"]] += 1
+            if record["step"] in {"issue", "look"} and record["calling_since"]:
+                out.add(record["issues"])
         daemon.start()
         return broken(scene, before, Expected(calls=range(1, len(out) + 2)))
 

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class Scene:
     Attributes:
         secrets: every secret that ever was, as far as somebody outside can know.
         kills: how often the daemon was killed.
+        deaths: at which steps of the journal's record it was killed from outside.
     """
 
     def __init__(self, strategy: str, folder: Path, vault: VaultServer, server: DaemonServer, stack: ExitStack) -> None:
@@ -63,6 +65,7 @@ class Scene:
         self.diary = BrokerDiary(self.broker)
         self.secrets: dict[str, None] = {}  # in the order in which they were seen
         self.kills = 0
+        self.deaths: Counter[str] = Counter()
         self._site = Site(folder, vault, self.broker, haltian=False)
         (folder / "consumers").mkdir()
         self._supervisor = Supervisor(folder / "consumers", delay=1.0)

@@ -98,7 +98,10 @@ class Upstream(Protocol):
         ...
 
     def complaints(self, replaced: str) -> list[str]:
-        """What the daemon did to a key that it must never do. `replaced`: the key whose place was taken, or ''."""
+        """What the daemon has done since the last time that it must never do to a key.
+
+        `replaced`: the key whose place was taken by another, or ''.
+        """
         ...
 
     def close(self) -> None: ...
@@ -148,6 +151,7 @@ class ReplaceUpstream:
         self._broker, self._diary = broker, BrokerDiary(broker)
         self._let_in: dict[str, str] = {}
         self._complaints: list[str] = []
+        self._told: set[str] = set()
         self._platform = LosantPlatform(on_change=self._follow)
         self._platform.start()
         self.provider = {
@@ -188,7 +192,9 @@ class ReplaceUpstream:
         ]
         if replaced and replaced not in inactive:
             hasty.append(f"{replaced} was deleted, and never deactivated")
-        return self._complaints + hasty
+        fresh = [complaint for complaint in self._complaints + hasty if complaint not in self._told]
+        self._told.update(fresh)
+        return fresh
 
     def close(self) -> None:
         self._platform.stop()

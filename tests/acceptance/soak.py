@@ -8,6 +8,7 @@ into the daemon's work. Exit 1 when anything was broken.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -26,7 +27,7 @@ from acceptance.kill_upstreams import UPSTREAMS
 from rotator.sandbox.vault import VaultServer
 
 FROM_OUTSIDE = 0.4  # the share of rotations that are killed from outside
-LONGEST = 3.0  # seconds until such a kill
+LONGEST = 1.2  # seconds until such a kill
 TOLD_EVERY = 50  # kills
 ENOUGH = 10  # broken rotations, after which nothing new is learnt
 
@@ -38,6 +39,7 @@ class Soak:
         self.seed, self.wanted = seed, kills
         self.kills: Counter[str] = Counter()
         self.rotations: Counter[str] = Counter()
+        self.deaths: Counter[str] = Counter()
         self.broken: list[str] = []
         self._lock = threading.Lock()
         self._over = False
@@ -95,6 +97,7 @@ def soak_one(strategy: str, folder: Path, vault: VaultServer, server: DaemonServ
         shown = [secret for secret in scene.secrets if secret.encode() in scene.daemon.all_output()]
         if shown:
             soak.add(strategy, "at the end", 0, [f"{len(shown)} secrets are to be seen in the daemon's files"])
+        soak.deaths.update(scene.deaths)
 
 
 def start_anew(scene: Scene) -> None:
@@ -107,6 +110,8 @@ def start_anew(scene: Scene) -> None:
 
 def main() -> int:
     """Soak."""
+    # A platform whose caller dies in the middle of a request says so at length.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(1_000_000))
     soak = Soak(seed, int(os.environ.get("KILLS") or 1000))
     say(f"SEED={soak.seed} KILLS={soak.wanted}")
@@ -121,10 +126,13 @@ def main() -> int:
                 pool.submit(soak_one, strategy, folder / strategy.replace(" ", "-"), vault, server, soak)
                 for strategy in UPSTREAMS
             ]
-            wait(sites, return_when=FIRST_EXCEPTION)
-            soak.end()
+            try:
+                wait(sites, return_when=FIRST_EXCEPTION)
+            finally:
+                soak.end()  # also after Ctrl-C: each site finishes its rotation, and all is ended in order
             for site in sites:
                 site.result()
+    say("killed from outside at: " + ", ".join(f"{step} {count}" for step, count in soak.deaths.most_common()))
     say(f"SEED={soak.seed}: {soak.summary()}")
     for broken in soak.broken:
         say(f"BROKEN {broken}")

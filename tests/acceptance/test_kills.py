@@ -25,7 +25,7 @@ from rotator.sandbox.vault import VaultServer
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200)]
 
 OUTSIDE = 3  # rotations of each site whose daemons are killed from outside, at random moments
-LONGEST = 2.5  # seconds until such a kill
+LONGEST = 1.2  # seconds until such a kill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

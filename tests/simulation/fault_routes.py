@@ -96,7 +96,7 @@ ROUTES = (
     Route(
         IN_PLACE,
         "refused",
-        "preflight issue promote probe [probe probe issue promote] probe PROOF finish",
+        "preflight issue promote probe [probe probe preflight issue promote] probe PROOF finish",
         issued=2,
         prepare=_first_refused,
     ),
