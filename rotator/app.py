@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,16 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 from starlette.applications import Starlette
 
 from rotator.clock import SystemClock
+from rotator.config_base import HttpPart
 from rotator.config_models import (
     BrokerEvidence,
     Confirm,
     KeySettings,
-    MosquittoProvider,
-    ProviderSettings,
     SystemdConsumer,
     Verify,
 )
@@ -40,10 +39,10 @@ from rotator.metrics import Metrics, StateCollector
 from rotator.model import Identity, ProbeTarget, RequestDone, Secret
 from rotator.policy import Policy, Window
 from rotator.ports import Clock, Consumer, OnRequest, Provider, Store
-from rotator.providers import PROVIDERS, make_client
+from rotator.providers import Site, kinds, make_client, make_tls
 from rotator.rotation import Limits
 from rotator.sealing import open_seal
-from rotator.secret_refs import reveal
+from rotator.secret_refs import SecretRef, reveal
 from rotator.settings import Settings
 from rotator.steps import World
 from rotator.stores.vault import VaultStore
@@ -54,9 +53,6 @@ from rotator.verify import MqttProber
 from rotator.watcher import Watcher
 from rotator.web.application import make_application
 from rotator.web.server import Listener, bind_tcp, bind_unix
-
-# An issue call may need a login, the call itself, and after a 401 both once more; `timeout` is what one may take.
-REQUESTS_IN_A_CALL = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,29 +241,20 @@ def _providers(
     read_ref: ReadRef,
     stack: ExitStack,
 ) -> dict[str, Provider]:
+    def reveal_later(ref: SecretRef) -> Callable[[], str]:
+        return partial(read_ref, ref)
+
+    def client(wanted: HttpPart) -> httpx.Client:
+        tls = make_tls(ca_file=wanted.ca_file, client_cert=wanted.client_cert, client_key=wanted.client_key)
+        return stack.enter_context(make_client(verify=tls, proxy=wanted.proxy))
+
     providers: dict[str, Provider] = {}
     for name, wanted in settings.providers.items():
-        provider = PROVIDERS[wanted.kind](
-            name, **_own_settings(wanted, read_ref, stack), clock=clock, on_request=on_request
-        )
+        site = Site(name=name, clock=clock, on_request=on_request, reveal=reveal_later, client=client)
+        provider = kinds()[wanted.kind].build(site, wanted)
         stack.callback(provider.close)
         providers[name] = provider
     return providers
-
-
-def _own_settings(wanted: ProviderSettings, read_ref: ReadRef, stack: ExitStack) -> dict[str, Any]:
-    """The fields of a provider's settings, as what builds it takes them: secrets to be read when needed."""
-    own = wanted.model_dump(exclude={"kind"})
-    for name in ("password", "token"):
-        if name in own:
-            own[name] = partial(read_ref, getattr(wanted, name))
-    if isinstance(wanted, MosquittoProvider):
-        return own
-    ca_file, timeout = own.pop("ca_file"), own.pop("timeout")
-    tls = ssl.create_default_context(cafile=ca_file) if ca_file is not None else True
-    own["client"] = stack.enter_context(make_client(verify=tls))
-    own["issue_deadline"] = timeout * REQUESTS_IN_A_CALL
-    return own
 
 
 def _consumers(settings: Settings, clock: Clock, stop: threading.Event | None) -> dict[str, Consumer]:

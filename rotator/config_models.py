@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -20,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from rotator.config_base import Part, ProviderPart, drop_default, positions, seconds, usual_port
 from rotator.config_types import (
-    LATER_PROVIDERS,
     Count,
     Cron,
     Duration,
@@ -41,33 +41,11 @@ from rotator.config_types import (
     wrong,
 )
 from rotator.durations import Share
+from rotator.providers import kinds
 from rotator.secret_refs import SecretRef, VaultRef
 from rotator.templates import names
 
 DEFAULT_BEFORE_EXPIRY = Share(0.33)
-
-
-def seconds(number: float) -> timedelta:
-    """A short name for the defaults below."""
-    return timedelta(seconds=number)
-
-
-class Part(BaseModel):
-    """A section: frozen, no unknown names, no input in its errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-def drop_default(schema: dict[str, Any]) -> None:
-    """None only stands for "the usual one"; editors would show it as a value."""
-    schema.pop("default", None)
-
-
-def usual_port(value: object, info: ValidationInfo) -> object:
-    """MQTT's own port, where none is named."""
-    if value is None:
-        return 8883 if info.data.get("tls") else 1883
-    return value
 
 
 # --- Vault
@@ -140,53 +118,21 @@ class Vault(Part):
 
 # --- providers
 
+# Each kind's section stands in its provider's file, and third parties bring their own.
+_KINDS = {name: kind.settings for name, kind in kinds().items()}
 
-class HaltianProvider(Part):
-    """Haltian IoT's GraphQL API. `lifetime` is how long its tokens live where the answer does not say."""
+if TYPE_CHECKING:
+    ProviderSettings = ProviderPart
+else:
+    ProviderSettings = Annotated[
+        reduce(or_, (Annotated[model, Tag(f"<{name}>")] for name, model in _KINDS.items())),
+        Discriminator(tag_of("kind")),
+        choice("kind", [*_KINDS]),
+    ]
 
-    kind: Literal["haltian"]
-    url: Url
-    organization: Text
-    email: Text
-    password: SecretRef
-    lifetime: PositiveDuration = timedelta(days=90)
-    timeout: PositiveDuration = seconds(10)
-    ca_file: Text | None = None
-
-
-class LosantProvider(Part):
-    """Losant's access keys of one application, by an API token that may list, create, change and delete them."""
-
-    kind: Literal["losant"]
-    url: Url = "https://api.losant.com"
-    application: Text
-    token: SecretRef
-    timeout: PositiveDuration = seconds(10)
-    ca_file: Text | None = None
-
-
-class MosquittoProvider(Part):
-    """Mosquitto's dynamic security, over MQTT. `username` is an admin's; a key's `id` is its client's username."""
-
-    kind: Literal["mosquitto"]
-    host: Text
-    tls: bool = False
-    port: Port = Field(default=None, validate_default=True, json_schema_extra=drop_default)
-    ca_file: Text | None = None
-    username: Text
-    password: SecretRef
-    timeout: PositiveDuration = seconds(10)
-
-    _usual_port = field_validator("port", mode="before")(usual_port)
-
-
-ProviderSettings = Annotated[
-    Annotated[HaltianProvider, Tag("<haltian>")]
-    | Annotated[LosantProvider, Tag("<losant>")]
-    | Annotated[MosquittoProvider, Tag("<mosquitto>")],
-    Discriminator(tag_of("kind")),
-    choice("kind", ["haltian", "losant", "mosquitto"], LATER_PROVIDERS),
-]
+# Where a provider's secrets and certificates stand, below its name.
+PROVIDER_SECRETS = tuple(dict.fromkeys(at for model in _KINDS.values() for at in positions(model, secrets=True)))
+PROVIDER_FILES = tuple(dict.fromkeys(at for model in _KINDS.values() for at in positions(model, secrets=False)))
 
 
 # --- consumers
@@ -305,7 +251,7 @@ class CommandConsumer(ConsumerBase):
     kind: Literal["command"]
     argv: Annotated[tuple[Text, ...], Field(min_length=1)]
     cwd: Text | None = None
-    env: dict[Text, str] = {}
+    env: dict[Text, str] = Field(default_factory=dict)
 
 
 ConsumerSettings = Annotated[

@@ -38,7 +38,6 @@ NAME_PATTERN: Final = "^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 # What systemd.unit(5) allows in a name, and the kinds of unit that can be restarted to any effect.
 UNIT_PATTERN: Final = r"^[A-Za-z0-9:_.\\@-]+\.(service|socket|target|timer|path|scope|slice|mount)$"
 CRON_EXAMPLE: Final = 'five fields: minute hour day month weekday, such as "0 2 * * 1-5"'
-LATER_PROVIDERS: Final = ("ishareradio", "iotistica", "wayscloud", "rabbitmq")
 
 
 def wrong(text: str, hint: str | None = None, *, at: str | None = None) -> PydanticCustomError:

@@ -117,6 +117,55 @@ class ExpirySource(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What a provider can do, by its platform's documents. The engine and the commands decide by it.
+
+    Args:
+        strategy: how a key gets its new secret.
+        kills_old: the old secret is dead the moment the new one exists. Where it is not, it dies by retirement
+            (*replace*), or some time later.
+        expires: the platform names an expiry. Where it names none, a key is rotated by age.
+        lists: the platform lists its keys.
+        pauses: a key can be made useless and be brought back (`ports.Deactivating`).
+        creates: a key that was not there can be made (`ports.Provisioning`).
+        deletes: a key can be deleted (`ports.Deleting`).
+        needs_current: a new secret is only given to who shows the current one.
+        recreates: a new secret means to delete the key and to make it again, so a key that is not there may be one that
+            was on its way.
+    """
+
+    strategy: Strategy
+    kills_old: bool
+    expires: bool
+    lists: bool = True
+    pauses: bool = False
+    creates: bool = False
+    deletes: bool = False
+    needs_current: bool = False
+    recreates: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """One of a provider's own tokens, licences or logins: what it is called, and when it ends (None: never)."""
+
+    name: str
+    expires_at: datetime | None
+
+    def __post_init__(self) -> None:
+        aware(self.expires_at, "expires_at")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """One of a platform's quotas: how much of it is used."""
+
+    name: str
+    used: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """Who a key is at its provider and at the broker."""
 

@@ -10,10 +10,13 @@ from datetime import datetime, timedelta
 from typing import Protocol, runtime_checkable
 
 from rotator.model import (
+    Abilities,
+    Credential,
     Identity,
     Issued,
     ProbeResult,
     ProbeTarget,
+    Quota,
     RequestDone,
     RotationEvent,
     Secret,
@@ -54,6 +57,11 @@ class Provider(Protocol):
         ...
 
     @property
+    def abilities(self) -> Abilities:
+        """What this platform can do; `abilities.strategy` is `strategy`."""
+        ...
+
+    @property
     def issue_deadline(self) -> timedelta:
         """The total time that one issue call may take, login included."""
         ...
@@ -81,8 +89,11 @@ class Provider(Protocol):
 class InPlace(Provider, Protocol):
     """A platform that makes a new secret for the same identity and kills the old one at once."""
 
-    def issue(self, identity: Identity) -> Issued:
-        """Have a new secret issued, in place. Never repeated inside: one call is one request.
+    def issue(self, identity: Identity, current: Secret | None = None) -> Issued:
+        """Have a new secret issued, in place. Never repeated inside: one call is one request that changes something.
+
+        Args:
+            current: the secret that Vault holds, given where `abilities.needs_current`.
 
         Raises:
             Transient, Permanent: nothing was issued.
@@ -154,6 +165,112 @@ class Choosing(Provider, Protocol):
             Transient, Permanent: the old secret is still the one.
             UnknownOutcome: the request may have taken effect.
         """
+        ...
+
+
+# --- what only some providers can do, told by `abilities` and by these
+
+
+@runtime_checkable
+class Deactivating(Protocol):
+    """A key can be made useless and be brought back."""
+
+    def deactivate(self, identity: Identity) -> None:
+        """Make a key useless. Inactive already, or gone, is success.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+    def reactivate(self, identity: Identity) -> None:
+        """Take a deactivation back. Active already is success.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+
+@runtime_checkable
+class Deleting(Protocol):
+    """A key can be deleted."""
+
+    def delete(self, id: str) -> None:
+        """Delete a key. Absent is success.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+
+@runtime_checkable
+class Provisioning(Protocol):
+    """A key that was not there can be made, with all that belongs to it."""
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """What `provision` may be told: name → what it is, for a person."""
+        ...
+
+    def provision(self, name: str, options: Mapping[str, str], marker: str) -> Issued:
+        """Make the key `name` and all that belongs to it (roles, links, permissions).
+
+        Each part is found again and not repeated where the call runs twice. A key that exists already, and whose secret
+        nobody has, is given a new one where the platform can.
+
+        Args:
+            options: of those that `options` names.
+            marker: matches `model.MARKER`; kept at the key where the platform has a place for it.
+
+        Raises:
+            Permanent: PROVIDER_REFUSED for a name or an option that can't be, or for a key that exists already and
+                whose secret can't be had; PROVIDER_QUOTA.
+            Transient, UnknownOutcome, BadAnswer: as with the call that issues.
+        """
+        ...
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """The provider has tokens, licences or logins of its own that end."""
+
+    def credentials(self) -> Sequence[Credential]:
+        """All of them.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """The platform has quotas, and tells how much of them is used."""
+
+    def quotas(self) -> Sequence[Quota]:
+        """All of them.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+
+@runtime_checkable
+class Evicting(Protocol):
+    """The broker keeps old sessions after a change of password, and can be told to end them."""
+
+    def evict(self, identity: Identity, before: datetime) -> int:
+        """End the sessions of this username that began before `before`; returns how many. May be repeated.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """The platform can check a secret without a connection at the broker, which would disturb a device."""
+
+    def check(self, identity: Identity, secret: Secret) -> ProbeResult:
+        """Whether the platform accepts it. Never raises for what a platform or a network does."""
         ...
 
 

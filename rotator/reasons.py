@@ -35,6 +35,9 @@ class Reason(StrEnum):
     PROVIDER_UNAVAILABLE = "provider_unavailable"
     PROVIDER_REFUSED = "provider_refused"
     PROVIDER_ANSWER_UNREADABLE = "provider_answer_unreadable"
+    PROVIDER_QUOTA = "provider_quota"
+    PROVIDER_UNABLE = "provider_unable"
+    CLONE_DIFFERS = "clone_differs"
     NO_SECRET = "no_secret"
     EMPTY_SECRET = "empty_secret"
     OUTCOME_UNKNOWN = "outcome_unknown"
@@ -108,12 +111,15 @@ ADVICE: dict[Reason, str] = {
         " new one (whoever uses the old one elsewhere loses it)."
     ),
     Reason.QUARANTINED: "Look at the reason of the last failure, mend it, then `rotator resume KEY`.",
-    Reason.PROVIDER_AUTH: "Check the provider's e-mail, password and organization; an expired operator login is renewed at the platform.",
+    Reason.PROVIDER_AUTH: "Check the login of this provider in the configuration (token, password, broker admin); an expired one is renewed at the platform.",
     Reason.PROVIDER_UNREACHABLE: "Check the network, DNS and TLS between this host and the provider's URL.",
     Reason.PROVIDER_RATE_LIMITED: "Nothing at first: the provider's delay is kept. If it stays, raise the quota or lower `watch`.",
     Reason.PROVIDER_UNAVAILABLE: "Look at the provider's status page; the call is tried again.",
     Reason.PROVIDER_REFUSED: "Read the provider's message in the log: the request was understood and refused.",
     Reason.PROVIDER_ANSWER_UNREADABLE: "The answer was not what the document says: check `url`, a proxy in between, or a changed API.",
+    Reason.PROVIDER_QUOTA: "A quota of the platform is full, so no second key can be made beside the old one: the message names it; raise it, or delete what is not used.",
+    Reason.PROVIDER_UNABLE: "This platform, or its configuration, has no such ability: the message says which; `docs/providers.md` has the table.",
+    Reason.CLONE_DIFFERS: "The platform made a key with other rights than the original's, and it was not used: compare both at the platform, then `rotator rotate KEY --now`.",
     Reason.NO_SECRET: "The provider answered without a secret. Look at the key in its portal; the answer lies sealed in the journal.",
     Reason.EMPTY_SECRET: "The provider answered with an empty secret. Look at the key in its portal; the answer lies sealed in the journal.",
     Reason.OUTCOME_UNKNOWN: "Nothing at first: the provider is looked at before anything is issued again.",

@@ -13,9 +13,12 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from rotator.config_base import Part, seconds
 from rotator.config_faults import add_faults, dotted
 from rotator.config_file import PREFIX, Tree, Where, overlay, read_files, walk
 from rotator.config_models import (
+    PROVIDER_FILES,
+    PROVIDER_SECRETS,
     AppRoleAuth,
     BrokerEvidence,
     CommandConsumer,
@@ -23,10 +26,8 @@ from rotator.config_models import (
     Connection,
     ConsumerSettings,
     Delay,
-    HaltianProvider,
     HeartbeatEvidence,
     KeySettings,
-    Part,
     ProviderSettings,
     Rotate,
     SystemdConsumer,
@@ -35,7 +36,6 @@ from rotator.config_models import (
     VaultTarget,
     Verify,
     Window,
-    seconds,
 )
 from rotator.config_types import (
     Duration,
@@ -66,7 +66,6 @@ __all__ = [
     "Defaults",
     "Delay",
     "FileSeal",
-    "HaltianProvider",
     "HeartbeatEvidence",
     "Http",
     "KeySettings",
@@ -98,7 +97,7 @@ FLEET_SETTINGS: Final = (
 # Where CA files stand; `*` is any name.
 CA_POSITIONS: Final[tuple[Where, ...]] = (
     ("vault", "ca_file"),
-    ("providers", "*", "ca_file"),
+    *(("providers", "*", *below) for below in PROVIDER_FILES),
     ("keys", "*", "verify", "ca_file"),
     ("consumers", "*", "confirm", "broker", "ca_file"),
     ("consumers", "*", "confirm", "heartbeat", "ca_file"),
@@ -111,8 +110,7 @@ SECRET_POSITIONS: Final[tuple[Where, ...]] = (
     ("vault", "auth", "token"),
     ("vault", "auth", "role_id"),
     ("vault", "auth", "secret_id"),
-    ("providers", "*", "password"),
-    ("providers", "*", "token"),
+    *(("providers", "*", *below) for below in PROVIDER_SECRETS),
     ("consumers", "*", "confirm", "broker", "password"),
     ("consumers", "*", "confirm", "heartbeat", "password"),
 )

@@ -16,6 +16,7 @@ from rotator.journal.sqlite import SqliteJournal
 from rotator.keys import KeyRecord
 from rotator.managed import ConsumerLink, ManagedKey
 from rotator.model import (
+    Abilities,
     Identity,
     Issued,
     ProbeResult,
@@ -73,6 +74,10 @@ class FakePlatform:
     lost_answers: list[RotatorError] = field(default_factory=list)  # raised after the effect
     list_failures: list[RotatorError] = field(default_factory=list)
     expires_at: Callable[[datetime], datetime | None] | None = None
+
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities(strategy=self.strategy, kills_old=True, expires=True)
 
     @property
     def strategy(self) -> Strategy:

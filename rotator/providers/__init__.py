@@ -1,24 +1,45 @@
-"""The platforms that issue keys: `kind` in the configuration → what builds its provider.
+"""The platforms that issue keys: `kind` in the configuration → its section there, and what makes its provider of it.
 
-A new platform is one new file and one line here. Each builder takes the provider's name, `client`, `clock` and
-`on_request`, and the fields of its own settings as keywords.
+A new platform is one new file and one line here; somebody else's comes through the entry point group
+`rotator.providers` (see `kinds.Kind`), and can't take the name of one of ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Final
 
-from rotator.ports import Provider
-from rotator.providers.haltian import Haltian
-from rotator.providers.http import make_client
-from rotator.providers.losant import Losant
-from rotator.providers.mosquitto import Mosquitto
+from rotator.providers.haltian import Haltian, HaltianSettings
+from rotator.providers.http import make_client, make_tls
+from rotator.providers.kinds import Kind, Site
+from rotator.providers.losant import Losant, LosantSettings
+from rotator.providers.mosquitto import Mosquitto, MosquittoSettings
 
-__all__ = ["PROVIDERS", "Haltian", "Losant", "Mosquitto", "make_client"]
+__all__ = ["PROVIDERS", "Haltian", "Kind", "Losant", "Mosquitto", "Site", "kinds", "make_client", "make_tls"]
 
-PROVIDERS: Final[Mapping[str, Callable[..., Provider]]] = {
-    "haltian": Haltian,
-    "losant": Losant,
-    "mosquitto": Mosquitto,
+GROUP: Final = "rotator.providers"
+
+PROVIDERS: Final[Mapping[str, Kind]] = {
+    "haltian": Kind(HaltianSettings, Haltian.configured),
+    "losant": Kind(LosantSettings, Losant.configured),
+    "mosquitto": Kind(MosquittoSettings, Mosquitto.configured),
 }
+
+
+@cache
+def kinds() -> Mapping[str, Kind]:
+    """All kinds there are, ours first.
+
+    Raises: TypeError for an entry point whose object is no `Kind`; what its import raises.
+    """
+    found = dict(PROVIDERS)
+    for entry in entry_points(group=GROUP):
+        if entry.name in found:
+            continue
+        kind = entry.load()
+        if not isinstance(kind, Kind):
+            raise TypeError(f"the entry point {entry.name} of {GROUP} ({entry.value}) is no rotator.providers.Kind")
+        found[entry.name] = kind
+    return found

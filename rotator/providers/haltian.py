@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import httpx
 import structlog
 
+from rotator.config_base import HttpPart
+from rotator.config_types import PositiveDuration, Text, Url
 from rotator.errors import BadAnswer, RotatorError, Transient
 from rotator.jwt import unverified_expiry
-from rotator.model import ExpirySource, Identity, Issued, Secret, Strategy, UpstreamKey
+from rotator.model import Abilities, ExpirySource, Identity, Issued, Secret, Strategy, UpstreamKey
 from rotator.ports import Clock, OnRequest, Reveal
 from rotator.providers.haltian_session import AuthRefused, HaltianApi, Reply, Session, Sessions
 from rotator.providers.http import Peer
+from rotator.providers.kinds import Site, issue_deadline
+from rotator.providers.pace import Pace
 from rotator.reasons import Reason
+from rotator.secret_refs import SecretRef
 from rotator.timestamps import parse_timestamp
 
 T = TypeVar("T")
@@ -70,6 +75,17 @@ LOGOUT: Final = "mutation { logout { success } }"
 _log = structlog.get_logger(__name__)
 
 
+class HaltianSettings(HttpPart):
+    """Haltian IoT's GraphQL API. `lifetime` is how long its tokens live where the answer does not say."""
+
+    kind: Literal["haltian"]
+    url: Url
+    organization: Text
+    email: Text
+    password: SecretRef
+    lifetime: PositiveDuration = timedelta(days=90)
+
+
 class Haltian:
     """A Haltian organization's API keys (ports.Provider). Thread safe: all keys share one session.
 
@@ -97,15 +113,33 @@ class Haltian:
         on_request: OnRequest,
         lifetime: timedelta = timedelta(days=90),
         issue_deadline: timedelta = timedelta(seconds=30),
+        pace: Pace | None = None,
     ) -> None:
         self._name = name
         self._client = client
         self._clock = clock
         self._lifetime = lifetime
         self._issue_deadline = issue_deadline
-        peer = Peer(name, client=client, clock=clock, on_request=on_request)
+        peer = Peer(name, client=client, clock=clock, on_request=on_request, pace=pace)
         self._api = HaltianApi(name, url=url, peer=peer, clock=clock)
         self._sessions = Sessions(self._api, organization=organization, email=email, password=password, clock=clock)
+
+    @classmethod
+    def configured(cls, site: Site, settings: HaltianSettings) -> Haltian:
+        """One from its section of the configuration."""
+        return cls(
+            site.name,
+            client=site.client(settings),
+            url=settings.url,
+            organization=settings.organization,
+            email=settings.email,
+            password=site.reveal(settings.password),
+            clock=site.clock,
+            on_request=site.on_request,
+            lifetime=settings.lifetime,
+            issue_deadline=issue_deadline(settings),
+            pace=site.pace(settings),
+        )
 
     def __repr__(self) -> str:
         return f"Haltian({self._name!r})"
@@ -119,6 +153,11 @@ class Haltian:
     def strategy(self) -> Strategy:
         """The old token is dead as soon as a new one exists (the guide, step 7)."""
         return Strategy.IN_PLACE
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the platform's documents allow."""
+        return Abilities(strategy=self.strategy, kills_old=True, expires=True)
 
     @property
     def issue_deadline(self) -> timedelta:
@@ -138,7 +177,7 @@ class Haltian:
         deadline = self._deadline(LIST_DEADLINE)
         return self._logged_in(lambda session: self._list_once(session, deadline), deadline)
 
-    def issue(self, identity: Identity) -> Issued:
+    def issue(self, identity: Identity, current: Secret | None = None) -> Issued:
         """Have a new token issued for the key `identity.id`; its old one is dead from the same moment on.
 
         One request, but for one exception: where the access token was refused, nothing was done, so it is sent once

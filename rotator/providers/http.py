@@ -26,6 +26,7 @@ import httpx
 from rotator.errors import Permanent, RotatorError, Transient, UnknownOutcome
 from rotator.model import RequestDone
 from rotator.ports import Clock, OnRequest
+from rotator.providers.pace import Pace
 from rotator.reasons import Reason
 from rotator.timestamps import parse_http_date
 
@@ -79,6 +80,15 @@ class _Progress:
     phase: _Phase = _Phase.BUILDING
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    method: str
+    url: str
+    json: object = field(repr=False)
+    params: Mapping[str, str] | None = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+
+
 class Peer:
     """Sends requests to one provider and reports each to `on_request`. Thread safe, as httpx.Client is.
 
@@ -87,13 +97,31 @@ class Peer:
         client: made once and kept; its own timeouts are not used.
         clock: for deadlines (monotonic) and the peer's clock skew (now).
         on_request: called once for each request, whatever came of it.
+        pace: how fast and how many at once; None: without bound.
     """
 
-    def __init__(self, name: str, *, client: httpx.Client, clock: Clock, on_request: OnRequest) -> None:
+    def __init__(
+        self, name: str, *, client: httpx.Client, clock: Clock, on_request: OnRequest, pace: Pace | None = None
+    ) -> None:
         self._name = name
         self._client = client
         self._clock = clock
         self._on_request = on_request
+        self._pace = pace or Pace(name, clock=clock, concurrency=256)
+
+    @property
+    def name(self) -> str:
+        """The provider's name in the configuration."""
+        return self._name
+
+    @property
+    def clock(self) -> Clock:
+        """What its deadlines are measured by."""
+        return self._clock
+
+    def close(self) -> None:
+        """Give back the connections; never raises."""
+        self._client.close()
 
     def post(
         self,
@@ -106,20 +134,54 @@ class Peer:
         changes: bool,
         read: Callable[[HttpAnswer], tuple[str, T]],
     ) -> T:
-        """POST `json` and return what `read` makes of the whole answer, whatever its status.
+        """`request` by POST."""
+        return self.request(
+            "POST", url, operation=operation, json=json, headers=headers, deadline=deadline, changes=changes, read=read
+        )
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        operation: str,
+        headers: Mapping[str, str],
+        deadline: float,
+        changes: bool,
+        read: Callable[[HttpAnswer], tuple[str, T]],
+        json: object = None,
+        params: Mapping[str, str] | None = None,
+    ) -> T:
+        """Send one request and return what `read` makes of the whole answer, whatever its status.
 
         Args:
             operation: the metric's label.
+            json: the body; None for none.
+            params: added to the URL's query.
             deadline: on the clock's monotonic scale, in seconds; all of the call ends by then.
             changes: whether the call changes something at the provider that can't be taken back.
             read: takes the answer, returns the metric's `code` and the result; it must not raise. Without an answer the
                 code is the exception's name.
 
         Raises:
-            Transient: nothing was sent; or, where `changes` is False, no whole answer came.
+            Transient: nothing was sent (PROVIDER_RATE_LIMITED: our own pace did not let it go); or, where `changes` is
+                False, no whole answer came.
             Permanent: PROVIDER_AUTH, nothing was sent, since a value can't be written as text.
             UnknownOutcome: `changes`, and no whole answer came to a request that may have been sent.
         """
+        with self._pace.turn(deadline):
+            request = _Request(method=method, url=url, json=json, params=params, headers=headers)
+            return self._send(request, operation=operation, deadline=deadline, changes=changes, read=read)
+
+    def _send(
+        self,
+        request: _Request,
+        *,
+        operation: str,
+        deadline: float,
+        changes: bool,
+        read: Callable[[HttpAnswer], tuple[str, T]],
+    ) -> T:
         start, code, skew = self._clock.monotonic(), "unsent", None
         progress = _Progress()
         try:
@@ -127,7 +189,7 @@ class Peer:
                 raise httpx.ConnectTimeout("no time was left to send the request")
             if self._client.is_closed:
                 raise httpx.ConnectError("the client is closed")
-            answer = self._exchange(url, json, headers, deadline, progress)
+            answer = self._exchange(request, deadline, progress)
             skew = self._skew(answer, start)
             code, result = read(answer)
             return result
@@ -140,9 +202,7 @@ class Peer:
             seconds = self._clock.monotonic() - start
             self._on_request(RequestDone(peer=self._name, operation=operation, code=code, seconds=seconds, skew=skew))
 
-    def _exchange(
-        self, url: str, json: object, headers: Mapping[str, str], deadline: float, progress: _Progress
-    ) -> HttpAnswer:
+    def _exchange(self, wanted: _Request, deadline: float, progress: _Progress) -> HttpAnswer:
         timeouts: dict[str, float] = {}
         self._shrink(timeouts, deadline)
 
@@ -160,7 +220,12 @@ class Peer:
                     progress.phase = _Phase.SENDING
 
         request = self._client.build_request(
-            "POST", url, json=json, headers=headers, extensions={"timeout": timeouts, "trace": before}
+            wanted.method,
+            wanted.url,
+            json=wanted.json,
+            params=wanted.params,
+            headers=wanted.headers,
+            extensions={"timeout": timeouts, "trace": before},
         )
         progress.phase = _Phase.HANDED_OVER
         response = self._client.send(request, stream=True)
@@ -204,10 +269,25 @@ class Peer:
         return Transient(f"{what}: no whole answer came", reason=Reason.PROVIDER_UNREACHABLE)
 
 
-def make_client(*, verify: ssl.SSLContext | bool = True, connections: int = 32) -> httpx.Client:
+def make_client(
+    *, verify: ssl.SSLContext | bool = True, connections: int = 32, proxy: str | None = None
+) -> httpx.Client:
     """An httpx client fit for a provider: kept connections for a pool of threads, no redirects.
 
     A redirect of a POST is followed by no rule that all servers share, so it is an error that names the status.
     """
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-    return httpx.Client(verify=verify, limits=limits, follow_redirects=False)
+    return httpx.Client(verify=verify, limits=limits, follow_redirects=False, proxy=proxy)
+
+
+def make_tls(*, ca_file: str | None, client_cert: str | None, client_key: str | None) -> ssl.SSLContext | bool:
+    """What `verify` of `make_client` takes: the system's authorities, or those of `ca_file`; and who we are.
+
+    Raises: OSError, ssl.SSLError where a file can't be read or is none.
+    """
+    if ca_file is None and client_cert is None:
+        return True
+    context = ssl.create_default_context(cafile=ca_file)
+    if client_cert is not None:
+        context.load_cert_chain(client_cert, client_key)
+    return context

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Final, Literal
 
 import httpx
 import structlog
 
+from rotator.config_base import HttpPart
+from rotator.config_types import Text, Url
 from rotator.errors import BadAnswer, Permanent, RotatorError, Transient, UnknownOutcome
-from rotator.model import Identity, Issued, Secret, Strategy, UpstreamKey
+from rotator.model import Abilities, Identity, Issued, Secret, Strategy, UpstreamKey
 from rotator.ports import Clock, OnRequest, Reveal
+from rotator.providers.kinds import Site, issue_deadline
 from rotator.providers.losant_api import LosantApi, Reply
 from rotator.providers.losant_keys import (
     AccessKey,
@@ -29,7 +32,9 @@ from rotator.providers.losant_keys import (
     is_text,
     upstream,
 )
+from rotator.providers.pace import Pace
 from rotator.reasons import Reason
+from rotator.secret_refs import SecretRef
 from rotator.timestamps import parse_timestamp
 
 PAGE: Final = 100  # keys in one answer, the most that Losant gives
@@ -37,6 +42,15 @@ LISTINGS: Final = 3  # times that a list is read which changes while it is read
 LOOK_DEADLINE: Final = timedelta(seconds=30)  # of a call that may be repeated
 
 _log = structlog.get_logger(__name__)
+
+
+class LosantSettings(HttpPart):
+    """Losant's access keys of one application, by an API token that may list, create, change and delete them."""
+
+    kind: Literal["losant"]
+    url: Url = "https://api.losant.com"
+    application: Text
+    token: SecretRef
 
 
 class Losant:
@@ -51,7 +65,6 @@ class Losant:
         clock: wall clock and monotonic clock.
         on_request: told of each request.
         issue_deadline: the total time of one `create`, all of its requests together.
-        lifetime: none; Losant's keys never expire.
     """
 
     def __init__(
@@ -65,14 +78,36 @@ class Losant:
         clock: Clock,
         on_request: OnRequest,
         issue_deadline: timedelta = timedelta(seconds=30),
-        lifetime: None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._name = name
         self._client = client
         self._clock = clock
         self._issue_deadline = issue_deadline
         self._api = LosantApi(
-            name, client=client, clock=clock, on_request=on_request, url=url, application=application, token=token
+            name,
+            client=client,
+            clock=clock,
+            on_request=on_request,
+            url=url,
+            application=application,
+            token=token,
+            pace=pace,
+        )
+
+    @classmethod
+    def configured(cls, site: Site, settings: LosantSettings) -> Losant:
+        """One from its section of the configuration."""
+        return cls(
+            site.name,
+            client=site.client(settings),
+            url=settings.url,
+            application=settings.application,
+            token=site.reveal(settings.token),
+            clock=site.clock,
+            on_request=site.on_request,
+            issue_deadline=issue_deadline(settings),
+            pace=site.pace(settings),
         )
 
     def __repr__(self) -> str:
@@ -87,6 +122,11 @@ class Losant:
     def strategy(self) -> Strategy:
         """Secrets "cannot be recovered or regenerated" (the page, "Access Secret"): a new key beside the old one."""
         return Strategy.REPLACE
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the platform's documents allow."""
+        return Abilities(strategy=self.strategy, kills_old=False, expires=False, pauses=True, deletes=True)
 
     @property
     def deactivates(self) -> bool:

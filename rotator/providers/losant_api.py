@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, cast
 from urllib.parse import quote
 
 import httpx
@@ -18,10 +17,9 @@ from rotator.errors import Permanent, RotatorError, Transient, UnknownOutcome
 from rotator.ports import Clock, OnRequest, Reveal
 from rotator.providers.graphql import harmless
 from rotator.providers.http import HttpAnswer, Peer
+from rotator.providers.pace import Pace
 from rotator.reasons import Reason
 from rotator.timestamps import retry_after
-
-METHODS: Final = ("GET", "POST", "PATCH", "DELETE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,15 +101,13 @@ class LosantApi:
         url: str,
         application: str,
         token: Reveal,
+        pace: Pace | None = None,
     ) -> None:
         self.name = name
         self._clock = clock
         self._token = token
         self._keys = f"{url.rstrip('/')}/applications/{quote(application, safe='')}/keys"
-        self._peers = {
-            method: Peer(name, client=_with_method(client, method), clock=clock, on_request=on_request)
-            for method in METHODS
-        }
+        self._peer = Peer(name, client=client, clock=clock, on_request=on_request, pace=pace)
 
     def ask(
         self,
@@ -126,7 +122,6 @@ class LosantApi:
         """Send one request and return its answer, whatever the status.
 
         Args:
-            method: one of `METHODS`.
             path: what follows `…/keys` in the URL.
             operation: the metric's label.
             deadline: on the clock's monotonic scale, in seconds.
@@ -135,7 +130,7 @@ class LosantApi:
 
         Raises:
             Permanent: PROVIDER_AUTH, nothing was sent, since the token can't stand in a header.
-            Transient, UnknownOutcome: no whole answer came; see `Peer.post`.
+            Transient, UnknownOutcome: no whole answer came; see `Peer.request`.
         """
         what, token = f"{self.name}: {operation}", self._token()
         if not token or not token.isascii() or not token.isprintable() or " " in token:
@@ -144,7 +139,8 @@ class LosantApi:
         def read(answer: HttpAnswer) -> tuple[str, Reply]:
             return str(answer.status), self._read(answer, what, token)
 
-        return self._peers[method].post(
+        return self._peer.request(
+            method,
             self._keys + path,
             operation=operation,
             json=body,
@@ -169,24 +165,3 @@ class LosantApi:
             message=harmless(": ".join(text for text in told if isinstance(text, str)), secrets=[token]),
             retry_after=retry_after(answer.headers.get("retry-after"), self._clock.now()),
         )
-
-
-class _WithMethod:
-    """What `Peer` uses of an httpx client, with another method than the POST that it asks for."""
-
-    def __init__(self, client: httpx.Client, method: str) -> None:
-        self._client, self._method = client, method
-
-    @property
-    def is_closed(self) -> bool:
-        return self._client.is_closed
-
-    def build_request(self, _method: str, url: str, **more: Any) -> httpx.Request:
-        return self._client.build_request(self._method, url, **more)
-
-    def send(self, request: httpx.Request, **more: Any) -> httpx.Response:
-        return self._client.send(request, **more)
-
-
-def _with_method(client: httpx.Client, method: str) -> httpx.Client:
-    return client if method == "POST" else cast("httpx.Client", _WithMethod(client, method))

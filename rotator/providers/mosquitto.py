@@ -13,18 +13,39 @@ import string
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Final, Literal
 
+from pydantic import Field, field_validator
+
+from rotator.config_base import ProviderPart, drop_default, seconds, usual_port
+from rotator.config_types import Port, PositiveDuration, Text
 from rotator.errors import Permanent, RotatorError, Transient
-from rotator.model import Identity, Issued, ProbeTarget, RequestDone, Secret, Strategy, UpstreamKey
+from rotator.model import Abilities, Identity, Issued, ProbeTarget, RequestDone, Secret, Strategy, UpstreamKey
 from rotator.ports import Clock, OnRequest, Reveal
 from rotator.providers.dynamic_security import Answer, Command, ControlLink, control
+from rotator.providers.kinds import Site
 from rotator.reasons import Reason
+from rotator.secret_refs import SecretRef
 
 ALPHABET: Final = string.ascii_letters + string.digits  # nothing that a shell, a URL or a template would read
 LENGTH: Final = 43  # characters: 256 bits, as many as secrets.token_urlsafe(32) has
 PAGE: Final = 500  # clients in one answer, about 100 bytes each and more with many roles
 LISTINGS: Final = 3  # times that a list is read which changes while it is read
+
+
+class MosquittoSettings(ProviderPart):
+    """Mosquitto's dynamic security, over MQTT. `username` is an admin's; a key's `id` is its client's username."""
+
+    kind: Literal["mosquitto"]
+    host: Text
+    tls: bool = False
+    port: Port = Field(default=None, validate_default=True, json_schema_extra=drop_default)
+    ca_file: Text | None = None
+    username: Text
+    password: SecretRef
+    timeout: PositiveDuration = seconds(10)
+
+    _usual_port = field_validator("port", mode="before")(usual_port)
 
 
 class Mosquitto:
@@ -64,6 +85,22 @@ class Mosquitto:
         self._clock = clock
         self._on_request = on_request
 
+    @classmethod
+    def configured(cls, site: Site, settings: MosquittoSettings) -> Mosquitto:
+        """One from its section of the configuration."""
+        return cls(
+            site.name,
+            host=settings.host,
+            port=settings.port,
+            tls=settings.tls,
+            ca_file=settings.ca_file,
+            username=settings.username,
+            password=site.reveal(settings.password),
+            timeout=settings.timeout,
+            clock=site.clock,
+            on_request=site.on_request,
+        )
+
     def __repr__(self) -> str:
         return f"Mosquitto({self._name!r})"
 
@@ -76,6 +113,11 @@ class Mosquitto:
     def strategy(self) -> Strategy:
         """The caller chooses the password."""
         return Strategy.CHOSEN
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the platform's documents allow."""
+        return Abilities(strategy=self.strategy, kills_old=True, expires=False)
 
     @property
     def issue_deadline(self) -> timedelta:

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from contract.graphql_double import GraphqlDouble, Scripted, data, errors, login
+from provider_site import built
 from rotator.clock import SystemClock
 from rotator.errors import BadAnswer, Permanent, RotatorError, Transient, UnknownOutcome
 from rotator.model import ExpirySource, Identity, RequestDone
-from rotator.ports import Provider
-from rotator.providers import PROVIDERS, Haltian, make_client
+from rotator.providers import Haltian, make_client
 from rotator.reasons import Reason
 from rotator.sandbox.haltian import HaltianPlatform
 from rotator.sandbox.haltian_state import Organization
@@ -145,17 +145,9 @@ def acme(platform: HaltianPlatform) -> Organization:
 
 
 def test_the_registry_builds_a_provider(platform: HaltianPlatform, acme: Organization, requests: Requests) -> None:
-    """`kind: haltian` with its settings as keywords gives a Provider."""
-    provider: Provider = PROVIDERS["haltian"](
-        "haltian-eu",
-        client=make_client(),
-        url=platform.url,
-        organization="acme",
-        email=EMAIL,
-        password=lambda: PASSWORD,
-        clock=SystemClock(),
-        on_request=requests,
-    )
+    """`kind: haltian` with its section of the configuration gives a Provider."""
+    settings = {"url": platform.url, "organization": "acme", "email": EMAIL, "password": {"env": "HALTIAN_PASSWORD"}}
+    provider = built("haltian", "haltian-eu", settings, secrets={"HALTIAN_PASSWORD": PASSWORD}, on_request=requests)
     assert "haltian-eu" == provider.name
     assert timedelta(seconds=30) == provider.issue_deadline
     assert Identity(id=KEY, username=KEY, client_id=None) == provider.identity(KEY)

@@ -13,11 +13,12 @@ import pytest
 
 from contract.graphql_double import Scripted
 from contract.rest_double import RestDouble
+from provider_site import built
 from rotator.clock import SystemClock
 from rotator.errors import BadAnswer, Permanent, RotatorError, Transient, UnknownOutcome
 from rotator.model import Identity, RequestDone, Strategy
 from rotator.ports import Replacing
-from rotator.providers import PROVIDERS, Losant, make_client
+from rotator.providers import Losant, make_client
 from rotator.reasons import Reason
 from rotator.sandbox.losant import Cut, Faults, LosantAnswer, LosantPlatform, new_id
 
@@ -116,17 +117,9 @@ def identity() -> Identity:
 
 
 def test_the_registry_builds_a_replacing_provider(platform: LosantPlatform) -> None:
-    """`kind: losant` with its settings as keywords; it works by clones, and can pause a key."""
-    provider = PROVIDERS["losant"](
-        "lifts",
-        client=make_client(),
-        url=platform.url + "/",
-        application=platform.application,
-        token=lambda: platform.token,
-        clock=SystemClock(),
-        on_request=lambda request: None,
-        lifetime=None,
-    )
+    """`kind: losant` with its section of the configuration; it works by clones, and can pause a key."""
+    settings = {"url": platform.url + "/", "application": platform.application, "token": {"env": "TOKEN"}}
+    provider = built("losant", "lifts", settings, secrets={"TOKEN": platform.token})
     assert isinstance(provider, Replacing)
     assert (Strategy.REPLACE, True) == (provider.strategy, provider.deactivates)
     assert ("lifts", timedelta(seconds=30)) == (provider.name, provider.issue_deadline)

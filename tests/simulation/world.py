@@ -14,6 +14,7 @@ from rotator.errors import Conflict, Permanent
 from rotator.lifecycle import DAY
 from rotator.managed import ConsumerLink, ManagedKey
 from rotator.model import (
+    Abilities,
     Identity,
     Issued,
     ProbeResult,
@@ -113,6 +114,13 @@ class Platform:
     ) -> None:
         self.world, self.name, self.strategy = world, name, strategy
         self.lifetime, self.dated, self.deactivates = lifetime, dated, deactivates
+        self.abilities = Abilities(
+            strategy=strategy,
+            kills_old=strategy is not Strategy.REPLACE,
+            expires=dated,
+            pauses=deactivates,
+            deletes=True,
+        )
         self.issue_deadline = timedelta(seconds=30)
         self.keys: dict[str, PlatformKey] = {}
         self.calls = 0  # issue calls that had their effect

@@ -22,7 +22,7 @@ PURE = ("policy", "rotation", "lifecycle", "keys", "durations", "templates", "ti
 # Library → the places that may import it: a module, or a folder with a slash.
 ROOMS = {
     "hvac": {"stores/"},
-    "httpx": {"providers/", "client", "sandbox/"},
+    "httpx": {"providers/", "client", "sandbox/", "app"},
     "paho": {"mqtt", "sandbox/"},
     "amqtt": {"sandbox/"},
     "graphql": {"sandbox/"},

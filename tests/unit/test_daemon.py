@@ -29,6 +29,7 @@ from rotator.keys import ISSUE_NOW, KeyRecord
 from rotator.managed import ConsumerLink, ManagedKey
 from rotator.metrics import Metrics
 from rotator.model import (
+    Abilities,
     Identity,
     Issued,
     ProbeResult,
@@ -57,6 +58,7 @@ class Platform:
 
     name = "acme"
     strategy = Strategy.IN_PLACE
+    abilities = Abilities(strategy=strategy, kills_old=True, expires=True)
     issue_deadline = timedelta(seconds=30)
 
     def __init__(self, clock: SystemClock) -> None:

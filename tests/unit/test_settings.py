@@ -351,7 +351,6 @@ SPARE = "min_interval: 0s"  # a line that says nothing, in whose place another c
         ("method: token", "method: tokn", "vault.auth: must be one of token, approle", "did you mean `token`?"),
         ("method: token, ", "method: token, mount: x, ", "unknown name `vault.auth.mount`", "method, token"),
         # not in this version
-        ("kind: haltian", "kind: wayscloud", "`wayscloud` is not supported by this version", "haltian"),
         ("kind: systemd", "kind: kubernetes", "`kubernetes` is not supported by this version", "systemd"),
         ("kind: command", "kind: webhook", "`webhook` is not supported by this version", "command"),
         ("method: token", "method: jwt", "`jwt` is not supported by this version", "approle"),

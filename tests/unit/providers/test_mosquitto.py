@@ -11,8 +11,9 @@ from rotator.clock import SystemClock
 from rotator.errors import Permanent, RotatorError, Transient, UnknownOutcome
 from rotator.model import Identity, RequestDone, Secret, Strategy
 from rotator.ports import Choosing
-from rotator.providers import PROVIDERS, Mosquitto
+from rotator.providers import PROVIDERS, Kind, Mosquitto
 from rotator.providers.dynamic_security import refusal
+from rotator.providers.mosquitto import MosquittoSettings
 from rotator.reasons import Reason
 
 
@@ -44,7 +45,7 @@ def provider(told: list[RequestDone]) -> Mosquitto:
 
 def test_it_is_a_provider_whose_caller_chooses(provider: Mosquitto) -> None:
     """Registry, strategy and deadline say what the engine needs."""
-    assert PROVIDERS["mosquitto"] is Mosquitto
+    assert PROVIDERS["mosquitto"] == Kind(MosquittoSettings, Mosquitto.configured)
     assert isinstance(provider, Choosing)
     assert ("broker", Strategy.CHOSEN) == (provider.name, provider.strategy)
     assert timedelta(seconds=7) == provider.issue_deadline
