@@ -12,17 +12,19 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 
 from rotator.aftermath import key_after, story, told
 from rotator.beginnings import Beginnings
 from rotator.claims import ClockSkew, ConsumerClaims, ProviderHolds, Stampede
+from rotator.draft import REPEATABLE, Draft, must_be_written
 from rotator.errors import JournalFailed, Permanent, RotatorError, Stopping, Transient
 from rotator.frozen import replace
 from rotator.issuing import Issuing
 from rotator.journal.spool import Spool
-from rotator.journal.sqlite import ERASE_SOON, Blob, Erase
+from rotator.journal.sqlite import ERASE_SOON, Blob, Change, Erase
 from rotator.keys import (
     COMPROMISED,
     FORCED,
@@ -106,6 +108,7 @@ class Engine:
         self._dice = dice or random.Random()  # noqa: S311 - jitter and backoff are no secrets
         self._draining = threading.Event()
         self._claims: dict[str, threading.Lock] = {name: threading.Lock() for name in keys}
+        self.drafts: dict[str, Draft] = {}  # of the keys that are worked on now
         self._sharing = ConsumerClaims()
         self._beginnings = Beginnings(world.clock)
         self.holds = ProviderHolds(world.clock, self.draw)
@@ -158,6 +161,7 @@ class Engine:
                 if rotation is None or not rotation.sealed or rotation.step not in {Step.PROBE, Step.PROMOTE}:
                     break
                 self._run(key, rotation, rotation.step)
+                self._write(key)
                 after = self.world.journal.open_rotation(name)
                 if after is not None and after.step is rotation.step:
                     raise Transient(after.detail or "it was tried", reason=after.reason or Reason.UNFORESEEN)
@@ -202,11 +206,19 @@ class Engine:
     # --- one key ---------------------------------------------------------------------------------------------
 
     def _work(self, key: ManagedKey) -> None:
+        self.drafts.pop(key.name, None)
+        try:
+            self._go_on(key)
+        except Exception:
+            self._write(key)  # what was done before is done
+            raise
+        self._write(key)
+
+    def _go_on(self, key: ManagedKey) -> None:
         while not self.world.stop.is_set():
-            record = self.world.journal.key(key.name)
+            record, rotation = self._now(key)
             if record is None:
                 return
-            rotation = self.world.journal.open_rotation(key.name)
             if rotation is None:
                 decision = decide(
                     record,
@@ -224,6 +236,43 @@ class Engine:
                 self._begin(key, record, decision)
             elif not self._continue(key, record, rotation):
                 return
+
+    # --- what is kept ----------------------------------------------------------------------------------------
+
+    def _now(self, key: ManagedKey) -> tuple[KeyRecord | None, Rotation | None]:
+        """The key and its open rotation, as the steps so far have left them."""
+        draft = self.drafts.get(key.name)
+        record, rotation = self.world.journal.key(key.name), draft.rotation if draft is not None else None
+        if draft is not None and draft.changes:
+            record = draft.record(record)
+        return record, rotation or self.world.journal.open_rotation(key.name)
+
+    def _note(self, key: ManagedKey, rotation: Rotation | None, change: Change | None = None, **more: Any) -> None:
+        """Keep what a step did until the next `_save`."""
+        self.drafts.setdefault(key.name, Draft()).add(rotation=rotation, change=change, **more)
+
+    def _save(
+        self, key: ManagedKey, rotation: Rotation | None = None, change: Change | None = None, **more: Any
+    ) -> None:
+        """Commit this, and with it what was noted before."""
+        self._note(key, rotation, change, **more)
+        self._write(key)
+
+    def _write(self, key: ManagedKey) -> None:
+        """Commit what was noted. A journal that refuses it has it forgotten: the steps run again."""
+        draft = self.drafts.get(key.name)
+        if draft is None:
+            return
+        try:
+            draft.commit(self.world.journal, key.name)
+        except JournalFailed:
+            if draft.begins and draft.rotation is not None:
+                self._issuing.abandon(draft.rotation)
+            raise
+        finally:
+            del self.drafts[key.name]
+
+    # --- the steps -------------------------------------------------------------------------------------------
 
     def _begin(self, key: ManagedKey, record: KeyRecord, start: Start) -> None:
         now = self.world.clock.now()
@@ -244,11 +293,14 @@ class Engine:
         event = told(rotation, "rotation_started", now, reason=start.trigger)
 
         def change(old: KeyRecord | None) -> KeyRecord:
-            record = _known(old, key)
-            chance = record.last_chance_used or start.last_chance
-            return replace(record, requested="", vouched=(), held_back=None, last_chance_used=chance)
+            known = _known(old, key)
+            chance = known.last_chance_used or start.last_chance
+            # what somebody asks for while this waits to be written is heard afterwards
+            requested = "" if known.requested == record.requested else known.requested
+            return replace(known, requested=requested, vouched=(), held_back=None, last_chance_used=chance)
 
-        self.world.journal.save(key=key.name, change=change, rotation=rotation, history=[event])
+        self._note(key, rotation, change, history=[event])
+        self.drafts[key.name].begins = True
         self.emit(event)
 
     def _hold_back(self, key: ManagedKey, record: KeyRecord) -> None:
@@ -263,8 +315,8 @@ class Engine:
             reason=Reason.STAMPEDE,
         )
         first = record.held_back is not Reason.STAMPEDE
-        self.world.journal.save(
-            key=key.name,
+        self._save(
+            key,
             change=lambda old: replace(_known(old, key), wake_at=wake, held_back=Reason.STAMPEDE),
             history=[event] if first else [],
         )
@@ -283,7 +335,7 @@ class Engine:
         if stopped and may_be_cut_short(rotation):
             self._park(record, None)
             return False
-        rotation = self._in_our_time(rotation)
+        rotation = self._in_our_time(key, rotation)
         rotation = self._heard(key, record, rotation, now)
         if rotation.quarantine in _REFUSED and past(last_chance(record), now):
             self._give_up(key, rotation)
@@ -303,6 +355,8 @@ class Engine:
                 if until is not None:
                     self._park(record, until)
                     return False
+                if must_be_written(rotation, name):
+                    self._write(key)
                 if name is Step.ISSUE:
                     self._issue(key, rotation)
                 elif name is Step.CHOOSE:
@@ -311,11 +365,11 @@ class Engine:
                     self._run(key, rotation, name)
         return True
 
-    def _in_our_time(self, rotation: Rotation) -> Rotation:
+    def _in_our_time(self, key: ManagedKey, rotation: Rotation) -> Rotation:
         """A wall clock that stepped neither cuts a grace period short nor draws it out (rule 5)."""
         moved = self._beginnings.moved(rotation)
         if moved is not rotation:
-            self.world.journal.save(rotation=moved)
+            self._save(key, moved)
         return moved
 
     def _held_back(self, key: ManagedKey, rotation: Rotation, step: Step) -> datetime | None:
@@ -338,10 +392,10 @@ class Engine:
             if rotation.issues == 0:
                 held = replace(held, step=Step.PREFLIGHT)  # what was checked before the wait is old after it (rule 8)
             event = told(held, "held", self.world.clock.now(), step=rotation.step, reason=reason)
-            self.world.journal.save(
-                key=key.name,
-                change=lambda old: replace(_known(old, key), last_reason=reason, last_detail=""),
-                rotation=held,
+            self._save(
+                key,
+                held,
+                lambda old: replace(_known(old, key), last_reason=reason, last_detail=""),
                 history=[event],
             )
             self.emit(event)
@@ -352,12 +406,7 @@ class Engine:
         now = self.world.clock.now()
         ended = replace(rotation, finished_at=now, result=Result.FAILED, not_before=None)
         event = told(ended, "rotation_ended", now, result=Result.FAILED.value, reason=rotation.quarantine)
-        self.world.journal.save(
-            key=key.name,
-            change=lambda old: replace(_known(old, key), quarantine=rotation.quarantine),
-            rotation=ended,
-            history=[event],
-        )
+        self._save(key, ended, lambda old: replace(_known(old, key), quarantine=rotation.quarantine), history=[event])
         self._let_go(key, ended)
         self.emit(event)
 
@@ -383,7 +432,7 @@ class Engine:
             known = _known(old, key)
             return replace(known, last_chance_used=known.last_chance_used and known.quarantine is None)
 
-        self.world.journal.save(key=key.name, change=change, rotation=ended, history=[event])
+        self._save(key, ended, change, history=[event])
         self._let_go(key, ended)
         self.emit(event)
 
@@ -394,6 +443,7 @@ class Engine:
             self._beginnings.forget(rotation)
             if rotation.issues == 0:
                 self.world.seal.forget(self.world.journal.data_key(rotation.id))
+                self._issuing.forget(rotation)
             if self.spool.holds(rotation.id):
                 self.spool.release(rotation.id)
         now = self.world.clock.now()
@@ -404,14 +454,14 @@ class Engine:
         """What a person, or the key's own date, asks of a rotation in flight."""
         unheard = set(record.vouched) - {c.name for c in rotation.consumers if c.vouched}
         if unheard and rotation.rolling_back is None:
-            rotation = self._vouched(rotation, record.vouched, now)
+            rotation = self._vouched(key, rotation, record.vouched, now)
         waiting = resting(rotation) and not rotation.no_grace
         asked = record.requested in FORCED - {ROLL_BACK} or past(record.rotate_at, now)
         if waiting and (record.requested == COMPROMISED or (asked and rotation.consumers)):
             # The consumers are proven on the new secret; the next rotation begins as soon as the old key is gone. Where
             # there are none, nobody has proven anything, and the grace is kept (rule 5).
             rotation = replace(rotation, no_grace=True)
-            self.world.journal.save(rotation=rotation)
+            self._save(key, rotation)
         proven = resting(rotation) or (rotation.reconfirmed_at is not None and rotation.rolling_back is None)
         if not record.requested or (proven and record.requested not in {ROLL_BACK, RESUMED}):
             return rotation  # asked for anew: begun when the old key is gone
@@ -419,7 +469,7 @@ class Engine:
             return self._turn_around(key, rotation, now)
         return self._hurry(key, rotation, record.requested)
 
-    def _vouched(self, rotation: Rotation, names: Iterable[str], now: datetime) -> Rotation:
+    def _vouched(self, key: ManagedKey, rotation: Rotation, names: Iterable[str], now: datetime) -> Rotation:
         consumers = tuple(
             replace(c, vouched=True, restarted_at=c.restarted_at or now, seen_at=c.seen_at or now)
             if c.name in names
@@ -427,7 +477,7 @@ class Engine:
             for c in rotation.consumers
         )
         rotation = replace(rotation, consumers=consumers, not_before=None)
-        self.world.journal.save(rotation=rotation)
+        self._save(key, rotation)
         return rotation
 
     def _turn_around(self, key: ManagedKey, rotation: Rotation, now: datetime) -> Rotation:
@@ -441,9 +491,7 @@ class Engine:
             record = replace(_known(old, key), requested="")
             return key_after(record, key, turned, now, draw=draw, pause=pause) if turned.finished_at else record
 
-        self.world.journal.save(
-            key=key.name, change=change, rotation=turned, blob=self._erase_when_done(turned), history=[event]
-        )
+        self._save(key, turned, change, blob=self._erase_when_done(turned), history=[event])
         if turned.finished_at is not None:
             self._let_go(key, turned)
         self.emit(event)
@@ -468,9 +516,7 @@ class Engine:
             forced=rotation.forced or forced,
             no_grace=rotation.no_grace or requested == COMPROMISED,
         )
-        self.world.journal.save(
-            key=key.name, change=lambda old: replace(_known(old, key), requested=""), rotation=hurried
-        )
+        self._save(key, hurried, lambda old: replace(_known(old, key), requested=""))
         return hurried
 
     def _run(self, key: ManagedKey, rotation: Rotation, step: Step) -> None:
@@ -479,7 +525,7 @@ class Engine:
         rotation = replace(rotation, step=step)
         if step is Step.RESTART:
             # A journal that can't be written is noticed before the restart, not after it, again and again.
-            self.world.journal.save(rotation=rotation)
+            self._save(key, rotation)
         began = self.world.clock.monotonic()
         data_key = None
         try:
@@ -513,13 +559,14 @@ class Engine:
             return
         first = rotation.issues == 0  # a later call's key is kept with its answer: an earlier one may lie sealed still
         rotation = begin_call(rotation, self.world.clock.now())
-        self.world.journal.save(rotation=rotation, data_key=wrapped if first else None)
+        self._save(key, rotation, data_key=wrapped if first else None)
         began = self.world.clock.monotonic()
         outcome, blob = self._issuing.call(key, rotation, wrapped)
         seconds = self.world.clock.monotonic() - began
         data_key = wrapped if blob is not None else None
         self._record(key, rotation, outcome, Step.ISSUE, seconds, blob=blob, data_key=data_key)
         self.spool.release(rotation.id)
+        self._issuing.forget(rotation)
         self.world.seal.forget(wrapped)
 
     def _record(
@@ -554,14 +601,19 @@ class Engine:
                 record = replace(record, checks=tuple(checks), checked_at=now)
             return self._asleep(record, key, now) if shown.finished_at is not None else record
 
-        new = self._issuing.keep(
+        self._note(
             key,
-            change,
             new,
+            change,
             data_key=data_key,
             blob=self._erase_when_done(new) or blob,
             history=[event for event in events if not event.repeated],
         )
+        if not _may_wait(step, outcome, new):
+            try:
+                new = self._issuing.keep(key, self.drafts[key.name], new)
+            finally:
+                del self.drafts[key.name]
         if isinstance(outcome, IssueDone):
             self.stampede.expected(key.name)
         if new.finished_at is not None or resting(new) or (new.not_before is not None and new.not_before > now):
@@ -617,7 +669,7 @@ class Engine:
             return known if known.wake_at != record.wake_at else replace(known, wake_at=wake)
 
         if record.wake_at != wake:
-            self.world.journal.save(key=record.name, change=change)
+            self._save(self.keys[record.name], change=change)
 
     def _park_unforeseen(self, name: str, exc: Exception) -> None:
         """Something that nobody foresaw: park the key, say so, never spin."""
@@ -651,13 +703,19 @@ class Engine:
                     wake_at=now + UNFORESEEN_PAUSE,
                 )
 
-            self.world.journal.save(key=name, change=change, rotation=waiting, history=[event])
+            self._save(self.keys[name], waiting, change, history=[event])
         self.emit(event)
 
 
 def _known(record: KeyRecord | None, key: ManagedKey) -> KeyRecord:
     """A key's record, or a blank one where somebody has just dropped it."""
     return record if record is not None else KeyRecord(name=key.name, provider=key.provider.name, id=key.id)
+
+
+def _may_wait(step: Step, outcome: Outcome, new: Rotation) -> bool:
+    """Whether the record of a step that went well may be written with the next one's."""
+    went_well = not isinstance(outcome, Failed) and new.reason is None and new.quarantine is None
+    return step in REPEATABLE and went_well and new.finished_at is None and new.not_before is None
 
 
 def _woken(record: KeyRecord | None, key: ManagedKey, now: datetime) -> KeyRecord:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 
 import structlog
 
+from rotator.draft import Draft
 from rotator.errors import BadAnswer, JournalFailed, Permanent, RotatorError, Stopping, Transient
 from rotator.journal.spool import Spool
-from rotator.journal.sqlite import Blob, Change, Erase
+from rotator.journal.sqlite import Blob
 from rotator.lifecycle import advance
 from rotator.managed import ManagedKey
-from rotator.model import Issued, RotationEvent, Secret, Step, Strategy
+from rotator.model import Issued, Secret, Step, Strategy
 from rotator.reasons import Reason
 from rotator.rotation import ChooseDone, IssueDone, Outcome, Rotation
 from rotator.steps import Steps, World, bound_to, choosing, failure, in_place, replacing
@@ -33,13 +33,16 @@ class Issuing:
 
     def __init__(self, world: World, steps: Steps, spool: Spool) -> None:
         self._world, self._steps, self.spool = world, steps, spool
+        self._ready: dict[str, bytes] = {}  # by rotation: data keys that have sealed nothing yet
 
     def prepare(self, rotation: Rotation) -> bytes:
         """The wrapped data key under which the answer will be sealed without asking anybody; room for it on the disk.
 
         Raises: RotatorError where the seal's keeper can't be asked, or the disk is full.
         """
-        wrapped = self._ready_data_key(rotation)
+        wrapped = self._ready.get(rotation.id) if rotation.issues == 0 else None
+        if wrapped is None:
+            wrapped = self._ready[rotation.id] = self._ready_data_key(rotation)
         try:
             self.spool.reserve(rotation.id)
         except OSError as exc:
@@ -62,6 +65,16 @@ class Issuing:
                 raise
             return seal.new_data_key()
         return wrapped
+
+    def forget(self, rotation: Rotation) -> None:
+        """The data key has been used, or will not be."""
+        self._ready.pop(rotation.id, None)
+
+    def abandon(self, rotation: Rotation) -> None:
+        """The rotation never came to be: give back what was made ready for it."""
+        self._world.seal.forget(self._ready.pop(rotation.id, None))
+        self._steps.forget(rotation)
+        self.spool.release(rotation.id)
 
     def choose(self, key: ManagedKey, rotation: Rotation, wrapped: bytes) -> tuple[Outcome, Blob]:
         """A secret of our own choice, sealed before anybody hears of it; or the one of an older version again.
@@ -128,28 +141,24 @@ class Issuing:
     def keep(
         self,
         key: ManagedKey,
-        change: Change,
+        draft: Draft,
         rotation: Rotation,
-        *,
-        data_key: bytes | None,
-        blob: Blob | Erase | None,
-        history: Sequence[RotationEvent],
     ) -> Rotation:
-        """Commit a step; returns the rotation as it was kept.
+        """Commit a step, and what waited for it, which `draft` holds; returns the rotation as it was kept.
 
         With an answer at hand this does not return, or raise, before somebody holds it.
         """
         spooled = False
         while True:
             try:
-                self._world.journal.save(
-                    key=key.name, change=change, rotation=rotation, data_key=data_key, blob=blob, history=history
-                )
+                draft.rotation = rotation
+                draft.commit(self._world.journal, key.name)
             except JournalFailed as exc:
+                blob = draft.blob
                 if not isinstance(blob, Blob) or rotation.step is Step.ISSUE:  # nobody has heard of a chosen secret
                     raise
                 log.critical("journal_unwritable", key=key.name, error=exc.message, advice=exc.advice)
-                spooled = spooled or self.spool.write(rotation, data_key or b"", blob)
+                spooled = spooled or self.spool.write(rotation, draft.data_key or b"", blob)
                 if not spooled and rotation.promoted_at is None:
                     rotation = self._straight_to_vault(key, rotation)
                 safe = spooled or rotation.promoted_at is not None

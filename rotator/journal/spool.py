@@ -10,6 +10,7 @@ import base64
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -22,6 +23,7 @@ from rotator.rotation import Rotation
 log = structlog.get_logger(__name__)
 
 RESERVED_BYTES = 64 * 1024
+IDLE_ROOMS = 8  # as many rotations as issue at one time, or so
 _ROTATION = TypeAdapter(Rotation)
 _BLOB = TypeAdapter(Blob)
 
@@ -32,12 +34,22 @@ class Spool:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._held: set[str] = set()  # what this process has set room aside for
+        self._idle: list[
+            Path
+        ] = []  # room that rotations gave back, for the next ones: cheaper than to ask the disk anew
+        self._spooled: set[str] = set()  # what this process has written
 
     def reserve(self, rotation: str) -> None:
         """Set room aside.
 
         Raises: OSError where the disk has none; nothing was issued then.
         """
+        if rotation in self._held:
+            return
+        with suppress(IndexError, OSError):  # none is idle, or somebody tidied up
+            self._idle.pop().rename(self._reserved(rotation))
+            self._held.add(rotation)
+            return
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self._reserved(rotation), os.O_WRONLY | os.O_CREAT, 0o600)
         try:
@@ -57,7 +69,15 @@ class Spool:
 
     def release(self, rotation: str) -> None:
         """Give the room back, and drop what was spooled: the journal holds it."""
+        if rotation in self._held and rotation not in self._spooled and len(self._idle) < IDLE_ROOMS:
+            self._held.discard(rotation)
+            idle = self._reserved(f"idle-{rotation}")
+            with suppress(OSError):
+                self._reserved(rotation).rename(idle)
+                self._idle.append(idle)
+            return
         self._held.discard(rotation)
+        self._spooled.discard(rotation)
         written = self._written(rotation).exists()
         for path in (self._reserved(rotation), self._written(rotation)):
             path.unlink(missing_ok=True)
@@ -73,6 +93,7 @@ class Spool:
             "sealed": base64.b64encode(blob.sealed).decode(),
         }
         reserved = self._reserved(rotation.id)
+        self._spooled.add(rotation.id)
         try:
             descriptor = os.open(reserved, os.O_WRONLY | os.O_CREAT, 0o600)
             with os.fdopen(descriptor, "wb") as file:

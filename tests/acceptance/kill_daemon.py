@@ -60,7 +60,6 @@ class Points:
     def __init__(self) -> None:
         self.arm = Path()
         self._met: dict[str, int] = {}
-        self._did: dict[str, str] = {}  # key → the step whose effect is not in the journal yet
         self._lock = threading.Lock()
 
     def at(self, key: str, step: str, when: str) -> None:
@@ -83,15 +82,14 @@ class Points:
         try:
             return effect()
         finally:
-            self._did[key] = step
             self.at(key, step, "after_effect")
 
-    def written_now(self, rotation: Rotation, known: bool) -> str:
-        """Which step's record this is; '' for one that belongs to none."""
-        did = self._did.pop(rotation.key, "")
-        if not known:
-            return "begin"
-        return did or ("call" if rotation.step is Step.ISSUE and rotation.calling_since is not None else "")
+
+def written_now(rotation: Rotation, history: Sequence[RotationEvent], known: bool) -> list[str]:
+    """Whose records a commit holds: one may wait for the next."""
+    steps = [event.step.value for event in history if event.name == "step" and event.step is not None]
+    calls = rotation.step is Step.ISSUE and rotation.calling_since is not None and "issue" not in steps
+    return [*([] if known else ["begin"]), *steps, *(["call"] if calls else [])]
 
 
 POINTS = Points()
@@ -111,12 +109,15 @@ class KillableJournal(SqliteJournal):
         blob: Blob | Erase | None = None,
         history: Sequence[RotationEvent] = (),
     ) -> KeyRecord | None:
-        name = rotation.key if rotation is not None else ""
-        step = POINTS.written_now(rotation, self.rotation(rotation.id) is not None) if rotation is not None else ""
-        POINTS.at(name, step, "before_write")
-        _SAVING.point = (name, step)
+        name, steps = "", []
+        if rotation is not None:
+            name, steps = rotation.key, written_now(rotation, history, self.rotation(rotation.id) is not None)
+        for step in steps:
+            POINTS.at(name, step, "before_write")
+        _SAVING.point = (name, steps)
         record = super().save(key=key, change=change, rotation=rotation, data_key=data_key, blob=blob, history=history)
-        POINTS.at(name, step, "after_write")
+        for step in steps:
+            POINTS.at(name, step, "after_write")
         return record
 
 
@@ -124,12 +125,13 @@ class KillableWriter(Writer):
     """The journal's writer, with a point inside its transactions."""
 
     def write(self, work: Callable[[Connection], T]) -> T:
-        name, step = getattr(_SAVING, "point", ("", ""))
-        _SAVING.point = ("", "")
+        name, steps = getattr(_SAVING, "point", ("", []))
+        _SAVING.point = ("", [])
 
         def torn(connection: Connection) -> T:
             done = work(connection)
-            POINTS.at(name, step, "mid_write")
+            for step in steps:
+                POINTS.at(name, step, "mid_write")
             return done
 
         return super().write(torn)

@@ -34,20 +34,19 @@ class Commit:
     history: Sequence[RotationEvent]
 
     @property
-    def step(self) -> Step | None:
-        """The step whose outcome it records."""
-        return next((event.step for event in self.history if event.name == "step"), None)
-
-    @property
-    def begins(self) -> bool:
-        """Whether it begins a rotation."""
-        return any(event.name == "rotation_started" for event in self.history)
+    def steps(self) -> list[Step]:
+        """The steps whose outcomes it records, in their order."""
+        return [event.step for event in self.history if event.name == "step" and event.step is not None]
 
     @property
     def is_intent(self) -> bool:
-        """Whether it says, before its effect, that a step is about to be run."""
-        bare = self.key is None and not self.history and self.blob is None
-        return bare and self.rotation is not None and self.rotation.step in {Step.ISSUE, Step.RESTART}
+        """Whether it says, before its effect, that a step is about to be run; it may record the steps before that."""
+        rotation = self.rotation
+        if rotation is None or rotation.finished_at is not None or rotation.reason is not None:
+            return False
+        if rotation.step is Step.ISSUE:
+            return rotation.calling_since is not None and Step.ISSUE not in self.steps
+        return rotation.step is Step.RESTART and Step.RESTART not in self.steps
 
     @property
     def takes_back(self) -> bool:

@@ -18,7 +18,7 @@ from typing import NoReturn
 from rotator.engine import Engine
 from rotator.errors import RotatorError
 from rotator.keys import ROLL_BACK, KeyRecord
-from rotator.model import Identity, Step, Strategy
+from rotator.model import Identity, RotationEvent, Step, Strategy
 from rotator.rotation import Rotation
 from rotator.sealing import open_seal
 from rotator.settings import FileSeal
@@ -53,9 +53,9 @@ class Variant:
 class Place:
     """Where a fault strikes inside the step with this number on the route.
 
-    `begin`: the step before was just recorded. `intent`: the commit that some steps make before their effect. `effect`:
-    at `point` of the world. `record`: the commit of the step's outcome, `point` is the step. `taken back`: the commit
-    of a spooled answer.
+    `begin`: the step before was just done. `intent`: the commit that some steps make before their effect. `effect`: at
+    `point` of the world. `record`: the commit of the step's outcome, and maybe of others'; `point` is the step. `taken
+    back`: the commit of a spooled answer.
     """
 
     index: int
@@ -119,7 +119,7 @@ class Stage:
         self.vault = Vault(self.world)
         self.broker = Broker(self.world, self.platform)
         self.tally = Tally()
-        self.index = 0  # steps recorded so far
+        self.recorded = 0  # steps, by the journal
         self.spool_refuses = False
         self.broker_refuses_first = False  # the first new secret, for ever
         self.rollback_at: Step | None = None  # a person asks for it when this step is about to be run
@@ -165,7 +165,7 @@ class Stage:
             stop=SimStop(self.clock),
         )
         dice = random.Random(self.tally.kills)
-        self.engine = Engine({NAME: self.key}, world, spool=self.spool, dice=dice)
+        self.engine = Engine({NAME: self.key}, world, observers=[self._told], spool=self.spool, dice=dice)
 
     def reboot(self, death: Killed) -> None:
         """The process is dead: start another one on the files as they are now, which may kill it again."""
@@ -282,8 +282,14 @@ class Stage:
         self._traps.append(Trap(place, action, times))
         return self._traps[-1]
 
-    def _strike(self, kind: str, when: str, point: str = "") -> None:
-        here = Place(self.index, kind, when, point)
+    @property
+    def index(self) -> int:
+        """The number of the step that runs now: of those before it, some may only be noted."""
+        draft = self.engine.drafts.get(NAME)
+        return self.recorded + (sum(event.name == "step" for event in draft.history) if draft is not None else 0)
+
+    def _strike(self, kind: str, when: str, point: str = "", index: int | None = None) -> None:
+        here = Place(self.index if index is None else index, kind, when, point)
         for trap in self._traps:
             if trap.times and trap.place == here:
                 trap.times -= 1
@@ -291,10 +297,10 @@ class Stage:
 
     def saving(self, commit: Commit) -> None:
         """The journal is about to commit."""
-        if commit.step is not None:
-            self._strike(RECORD, BEFORE, commit.step)
-        elif commit.is_intent:
-            self._strike(INTENT, BEFORE)
+        for number, step in enumerate(commit.steps):
+            self._strike(RECORD, BEFORE, step, self.recorded + number)
+        if commit.is_intent:
+            self._strike(INTENT, BEFORE, index=self.recorded + len(commit.steps))
 
     def saved(self, commit: Commit) -> None:
         """The journal has committed."""
@@ -304,15 +310,14 @@ class Stage:
             self.tally.ended.add(commit.rotation.id)
         if commit.rotation is not None and commit.holds_answer:
             self.kept_answer(commit.rotation)
+        self.tally.trace += commit.steps
+        before, self.recorded = self.recorded, self.recorded + len(commit.steps)
         if commit.takes_back:
             self._strike(TAKEN_BACK, AFTER)
-        elif commit.is_intent:
-            self._strike(INTENT, AFTER)
-        elif commit.step is not None:
-            self._strike(RECORD, AFTER, commit.step)
-            self._recorded(commit.step)
-        if commit.rotation is not None and not ended and (commit.begins or commit.step is not None):
-            self._begun(commit.rotation.step)
+        for number, step in enumerate(commit.steps):
+            self._strike(RECORD, AFTER, step, before + number)
+        if commit.is_intent:
+            self._strike(INTENT, AFTER, index=self.recorded)
 
     def not_saved(self, commit: Commit) -> None:
         """The journal has refused: what it says must be what its file holds."""
@@ -327,11 +332,16 @@ class Stage:
         if rotation.sealed and secret not in self.tally.kept:
             self.tally.kept.append(secret)
 
-    def _recorded(self, step: Step) -> None:
-        self.tally.trace.append(step)
-        self.tally.points.setdefault(step, set()).update(self._points)
-        self._points.clear()
-        self.index += 1
+    def _told(self, event: RotationEvent) -> None:
+        """The engine tells of a step as soon as it is done, written down or not."""
+        if event.name == "step" and event.step is not None:
+            self.tally.points.setdefault(event.step, set()).update(self._points)
+            self._points.clear()
+        if event.name in {"rotation_started", "step"}:
+            draft = self.engine.drafts.get(NAME)
+            rotation = draft.rotation if draft is not None else self.rotation
+            if rotation is not None and rotation.finished_at is None:
+                self._begun(rotation.step)
 
     def _begun(self, step: Step) -> None:
         if step is self.rollback_at:

@@ -59,7 +59,7 @@ def issued_for_a_reason(stage: Stage, row: Row, plan: Plan) -> list[str]:
 def unknown_found(stage: Stage, row: Row, plan: Plan) -> list[str]:
     """An answer that died with the process or on the wire is looked for before anything is issued again (rule 9)."""
     lost = (plan.answers_lost and plan.looked_for) or (stage.tally.damaged and not row.chosen)
-    looked = Step.LOOK in stage.tally.trace[row.index :]
+    looked = stage.tally.trace.count(Step.LOOK) > row.route.steps[: row.index].count(Step.LOOK)
     return ["a lost answer was not looked for"] if lost and not looked else []
 
 
@@ -156,7 +156,7 @@ def left_on_the_disk(stage: Stage) -> list[str]:
     if stage.tally.kills and any(stage.directory.glob("spool/*.reserved")):
         stage.boot()  # room that a process which died had set aside is given back by the next start
         stage.close()
-    spooled = sorted(path.name for path in stage.directory.glob("spool/*"))
+    spooled = sorted(path.name for path in stage.directory.glob("spool/*") if not path.name.startswith("idle-"))
     broken += [f"left in the spool: {spooled}"] if spooled else []
     files = [path for path in stage.directory.parent.rglob("*") if path.is_file()]
     content = b"".join(path.read_bytes() for path in files)

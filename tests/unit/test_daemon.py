@@ -393,7 +393,7 @@ def test_stopping_begins_nothing_new(fleet: MakeFleet) -> None:
     stopping = threading.Thread(target=many.daemon.stop)
     stopping.start()
     until(lambda: many.engine._draining.is_set(), "the drain")
-    begun = set(many.journal.open_rotations())
+    begun = {*many.engine.drafts, *many.journal.open_rotations()}
     many.platform.go.set()
     stopping.join(40)
     assert not stopping.is_alive()

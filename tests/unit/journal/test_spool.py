@@ -91,7 +91,7 @@ def test_a_spool_that_can_not_be_written_says_so(tmp_path: Path) -> None:
 
 
 def test_releasing_gives_everything_back(spool: Spool, tmp_path: Path) -> None:
-    """The reserved room as well as what was written; releasing nothing is fine."""
+    """What was written as well as the reserved room, which stays for the next one; releasing nothing is fine."""
     data_key, blob = sealed()
     spool.reserve("r1")
     spool.write(ROTATION, data_key, blob)
@@ -100,7 +100,10 @@ def test_releasing_gives_everything_back(spool: Spool, tmp_path: Path) -> None:
     assert ["r2.reserved"] == os.listdir(tmp_path / "state" / "spool")
     spool.release("r2")
     spool.release("r3")
-    assert [] == os.listdir(tmp_path / "state" / "spool")
+    assert ["idle-r2.reserved"] == os.listdir(tmp_path / "state" / "spool")
+    spool.reserve("r4")
+    assert ["r4.reserved"] == os.listdir(tmp_path / "state" / "spool")
+    assert RESERVED_BYTES == (tmp_path / "state" / "spool" / "r4.reserved").stat().st_size
 
 
 def test_an_empty_or_missing_folder_waits_for_nothing(spool: Spool, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""What a key's steps have changed and the journal has not been told yet: written with the next step that can't wait.
+
+A durable commit costs as much as all else that the engine does in a step. A step that may run again at no cost (a look,
+a write of the same version) is written with the one after it; what a dead process left unwritten runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rotator.journal.rows import Blob, Erase
+from rotator.journal.sqlite import Change, SqliteJournal
+from rotator.keys import KeyRecord
+from rotator.model import RotationEvent, Step, Strategy
+from rotator.rotation import Rotation
+
+# Steps whose record may wait: running one again finds what it did before, or does it again to no harm.
+REPEATABLE = frozenset({Step.PREFLIGHT, Step.CHOOSE, Step.PROBE, Step.PROMOTE, Step.DELIVER, Step.CONFIRM, Step.SETTLE})
+# Steps that may run before the ones ahead of them are written; ISSUE and RESTART write them with their own intent.
+_UNGUARDED = REPEATABLE | {Step.ISSUE, Step.RESTART, Step.FINISH}
+
+
+def must_be_written(rotation: Rotation, step: Step) -> bool:
+    """Whether what came before `step` has to be durable first."""
+    if step is Step.ISSUE:
+        # An orphan is found by its rotation's id, and a secret of our choice by its blob: neither may be lost with the
+        # intent of the call.
+        return rotation.strategy is not Strategy.IN_PLACE
+    if step is Step.PROMOTE:
+        # A probe that were to run again might be refused by then, and the rotation taken back as if Vault had never
+        # heard of it.
+        return rotation.strategy is Strategy.REPLACE
+    return step not in _UNGUARDED
+
+
+@dataclass(slots=True)
+class Draft:
+    """Collects what one `save` will write."""
+
+    rotation: Rotation | None = None
+    data_key: bytes | None = None
+    blob: Blob | Erase | None = None
+    begins: bool = False  # the journal does not know the rotation at all yet
+    history: list[RotationEvent] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    _applied: tuple[KeyRecord | None, KeyRecord | None] | None = None  # a committed record, and what becomes of it
+
+    def add(
+        self,
+        *,
+        change: Change | None = None,
+        rotation: Rotation | None = None,
+        data_key: bytes | None = None,
+        blob: Blob | Erase | None = None,
+        history: Sequence[RotationEvent] = (),
+    ) -> None:
+        """What one more step changed; later values take the place of earlier ones."""
+        if change is not None:
+            self.changes.append(change)
+            if self._applied is not None:
+                self._applied = (self._applied[0], change(self._applied[1]))
+        self.rotation = rotation or self.rotation
+        self.data_key = data_key or self.data_key
+        self.blob = blob or self.blob
+        self.history += history
+
+    def commit(self, journal: SqliteJournal, key: str) -> None:
+        """Write it, all or nothing. Raises: JournalFailed."""
+        if not self.changes:
+            journal.save(rotation=self.rotation, data_key=self.data_key, blob=self.blob, history=self.history)
+            return
+        journal.save(
+            key=key,
+            change=self._changed,
+            rotation=self.rotation,
+            data_key=self.data_key,
+            blob=self.blob,
+            history=self.history,
+        )
+
+    def _changed(self, committed: KeyRecord | None) -> KeyRecord:
+        record = self.record(committed)
+        assert record is not None, "each change makes a record"
+        return record
+
+    def record(self, committed: KeyRecord | None) -> KeyRecord | None:
+        """The key's record as it will be written over `committed`, which somebody else may have changed meanwhile."""
+        if self._applied is None or self._applied[0] is not committed:
+            record = committed
+            for change in self.changes:
+                record = change(record)
+            self._applied = (committed, record)
+        return self._applied[1]
