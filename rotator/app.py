@@ -36,9 +36,9 @@ from rotator.journal.sqlite import SqliteJournal, database_path, locked
 from rotator.logs import EventLog
 from rotator.managed import ConsumerLink, ManagedKey, template_values
 from rotator.metrics import Metrics, StateCollector
-from rotator.model import Identity, ProbeTarget, RequestDone, Secret
+from rotator.model import Identity, ProbeTarget, RequestDone, Secret, Strategy
 from rotator.policy import Policy, Window
-from rotator.ports import Clock, Consumer, OnRequest, Provider, Store
+from rotator.ports import Choosing, Clock, Consumer, InPlace, OnRequest, Provider, Replacing, Store
 from rotator.providers import Site, kinds, make_client, make_tls
 from rotator.rotation import Limits
 from rotator.sealing import open_seal
@@ -53,6 +53,9 @@ from rotator.verify import MqttProber
 from rotator.watcher import Watcher
 from rotator.web.application import make_application
 from rotator.web.server import Listener, bind_tcp, bind_unix
+
+# What the engine calls, by strategy: a provider of somebody else's may lack some of it.
+VERBS: Mapping[Strategy, type] = {Strategy.IN_PLACE: InPlace, Strategy.REPLACE: Replacing, Strategy.CHOSEN: Choosing}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +255,7 @@ def _providers(
     for name, wanted in settings.providers.items():
         site = Site(name=name, clock=clock, on_request=on_request, reveal=reveal_later, client=client)
         provider = kinds()[wanted.kind].build(site, wanted)
+        assert isinstance(provider, VERBS[provider.strategy]), f"{wanted.kind} lacks verbs of its strategy"
         stack.callback(provider.close)
         providers[name] = provider
     return providers

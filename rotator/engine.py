@@ -609,7 +609,7 @@ class Engine:
             blob=self._erase_when_done(new) or blob,
             history=[event for event in events if not event.repeated],
         )
-        if not _may_wait(step, outcome, new):
+        if not _may_wait(step, new, now):
             try:
                 new = self._issuing.keep(key, self.drafts[key.name], new)
             finally:
@@ -712,10 +712,13 @@ def _known(record: KeyRecord | None, key: ManagedKey) -> KeyRecord:
     return record if record is not None else KeyRecord(name=key.name, provider=key.provider.name, id=key.id)
 
 
-def _may_wait(step: Step, outcome: Outcome, new: Rotation) -> bool:
-    """Whether the record of a step that went well may be written with the next one's."""
-    went_well = not isinstance(outcome, Failed) and new.reason is None and new.quarantine is None
-    return step in REPEATABLE and went_well and new.finished_at is None and new.not_before is None
+def _may_wait(step: Step, new: Rotation, now: datetime) -> bool:
+    """Whether a step's record may be written with what comes next: another step, or the time of the next try."""
+    if new.finished_at is not None or step is Step.ISSUE:
+        return False  # an answer is kept by all means
+    if new.not_before is not None and new.not_before > now:
+        return True
+    return step in REPEATABLE and new.reason is None and new.quarantine is None
 
 
 def _woken(record: KeyRecord | None, key: ManagedKey, now: datetime) -> KeyRecord:

@@ -62,7 +62,7 @@ class KeyRecord:
     ids: tuple[str, ...] = ()
     applied: str = ""  # whose answer the dates below are from
     first_seen_at: datetime | None = None
-    listed_at: datetime | None = None
+    listed_at: datetime | None = None  # first
     issued_at: datetime | None = None
     expires_at: datetime | None = None
     expiry_source: ExpirySource | None = None
@@ -124,11 +124,13 @@ def observed(record: KeyRecord, upstream: UpstreamKey | None, now: datetime, *, 
     `in_flight`: an issue call of ours may have moved the provider's `issuedAt`, so that it accuses nobody.
     """
     if upstream is None:
-        return replace(record, listed_at=now, problem=Reason.KEY_UNKNOWN)
+        return replace(record, listed_at=record.listed_at or now, problem=Reason.KEY_UNKNOWN)
     if not in_flight:
         record = _issue_time_learnt(record, upstream)
     if in_flight or later(record.issued_at, upstream.issued_at):
-        return replace(record, listed_at=now, problem=upstream.problem)  # the list is older than what we know
+        return replace(
+            record, listed_at=record.listed_at or now, problem=upstream.problem
+        )  # the list is older than what we know
     record = replace(record, identity=upstream.identity or record.identity)
     seen = record.first_seen_at or now
     moved = record.adopted is True and later(upstream.issued_at, record.issued_at)
@@ -137,7 +139,7 @@ def observed(record: KeyRecord, upstream: UpstreamKey | None, now: datetime, *, 
         return replace(
             record,
             first_seen_at=seen,
-            listed_at=now,
+            listed_at=record.listed_at or now,
             problem=upstream.problem,
             drift=Reason.ISSUED_ELSEWHERE if moved else record.drift,
             issued_at=upstream.issued_at or record.issued_at or seen,
@@ -151,7 +153,7 @@ def observed(record: KeyRecord, upstream: UpstreamKey | None, now: datetime, *, 
     return replace(
         record,
         first_seen_at=seen,
-        listed_at=now,
+        listed_at=record.listed_at or now,
         problem=upstream.problem,
         drift=Reason.ISSUED_ELSEWHERE if moved else record.drift,
         # a list that rounds to seconds must not look like another secret: the dice would be thrown again

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import cast
 
 from rotator.claims import ClockSkew
 from rotator.errors import Conflict, Permanent, RotatorError, Stopping, Transient, UnknownOutcome
@@ -339,20 +340,17 @@ def failure(error: RotatorError) -> Failed:
 
 def in_place(key: ManagedKey) -> InPlace:
     """The key's provider, which issues in place."""
-    assert isinstance(key.provider, InPlace)
-    return key.provider
+    return cast("InPlace", key.provider)
 
 
 def replacing(key: ManagedKey) -> Replacing:
     """The key's provider, which makes keys beside others."""
-    assert isinstance(key.provider, Replacing)
-    return key.provider
+    return cast("Replacing", key.provider)
 
 
 def choosing(key: ManagedKey) -> Choosing:
     """The key's provider, which takes the secret that it is given."""
-    assert isinstance(key.provider, Choosing)
-    return key.provider
+    return cast("Choosing", key.provider)
 
 
 def _moved(theirs: datetime | None, rotation: Rotation) -> bool:
