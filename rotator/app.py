@@ -298,7 +298,7 @@ def _key(
             )
         )
     wanted_links = [settings.consumers[consumer] for consumer in key.consumers]
-    verify = key.verify
+    verify, abilities = key.verify, providers[key.provider].abilities
     managed = ManagedKey(
         name=name,
         provider=providers[key.provider],
@@ -313,11 +313,13 @@ def _key(
         ),
         limits=Limits(
             max_attempts=key.max_attempts,
-            propagation=verify.propagation if verify is not None else timedelta(seconds=60),
+            propagation=max(verify.propagation if verify is not None else timedelta(seconds=60), abilities.propagation),
             deliver_delay=max((wanted.delay for wanted in wanted_links), default=timedelta(0)),
             settle=max((wanted.settle for wanted in wanted_links), default=timedelta(0)),
             grace=key.grace,
             deactivates=getattr(providers[key.provider], "deactivates", True),
+            expires=abilities.expires,
+            kills_old=abilities.kills_old,
         ),
         path=key.vault.path,
         fields=key.vault.fields,

@@ -188,10 +188,10 @@ class Control:
                 fingerprint=fingerprint,
                 fields=tuple(sorted(fields)),
                 drift=None,
-                verdict=Verdict.ACCEPTED if key.probe is not None else None,
+                verdict=Verdict.ACCEPTED if key.provable else None,
             ),
         )
-        return {"key": name, "vault": {"path": key.path, "version": version}, "proven": key.probe is not None}
+        return {"key": name, "vault": {"path": key.path, "version": version}, "proven": key.provable}
 
     def _bring(self, key: ManagedKey, record: KeyRecord, secret: Secret) -> tuple[int, dict[str, str]]:
         """Prove a secret and write it, unless somebody changes our fields meanwhile."""
@@ -201,8 +201,8 @@ class Control:
             raise Transient(f"{key.name} is being rotated", reason=Reason.REQUESTED, retry_after=timedelta(seconds=30))
         fields = key.rendered(identity, secret, expires_at=record.expires_at)
         ours = key.ours(world.store.read(key.path).data)
-        if key.probe is not None:
-            _accepted(world.prober.probe(key.probe(identity, secret)).verdict, key.name)
+        if key.provable:
+            _accepted(key.proof(world.prober, identity, secret).verdict, key.name)
         expected = {name: value if isinstance(value := ours.get(name), str) else None for name in fields}
         return world.store.put(key.path, fields, expected=expected), fields
 

@@ -553,12 +553,12 @@ class Engine:
     def _issue(self, key: ManagedKey, rotation: Rotation) -> None:
         """The one call that can't be taken back: intent journaled first, answer and seal in one commit."""
         try:
-            wrapped = self._issuing.prepare(rotation)
+            wrapped, described = self._issuing.prepare(rotation), self._issuing.described(key, rotation)
         except RotatorError as exc:
             self._record(key, rotation, failure(exc), Step.ISSUE, 0.0)
             return
         first = rotation.issues == 0  # a later call's key is kept with its answer: an earlier one may lie sealed still
-        rotation = begin_call(rotation, self.world.clock.now())
+        rotation = replace(begin_call(rotation, self.world.clock.now()), described=described)
         self._save(key, rotation, data_key=wrapped if first else None)
         began = self.world.clock.monotonic()
         outcome, blob = self._issuing.call(key, rotation, wrapped)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import replace
+from typing import cast
 
 import structlog
 
@@ -18,6 +19,7 @@ from rotator.journal.sqlite import Blob
 from rotator.lifecycle import advance
 from rotator.managed import ManagedKey
 from rotator.model import Issued, Secret, Step, Strategy
+from rotator.ports import Recreating
 from rotator.reasons import Reason
 from rotator.rotation import ChooseDone, IssueDone, Outcome, Rotation
 from rotator.steps import Steps, World, bound_to, choosing, failure, in_place, replacing
@@ -76,6 +78,15 @@ class Issuing:
         self._steps.forget(rotation)
         self.spool.release(rotation.id)
 
+    def described(self, key: ManagedKey, rotation: Rotation) -> str:
+        """What a key is that the call deletes and makes again; kept from the first call on, since it may be gone then.
+
+        Raises: Transient, Permanent.
+        """
+        if not key.provider.abilities.recreates or rotation.described:
+            return rotation.described
+        return json.dumps(dict(cast("Recreating", key.provider).describe(rotation.target)))
+
     def choose(self, key: ManagedKey, rotation: Rotation, wrapped: bytes) -> tuple[Outcome, Blob]:
         """A secret of our own choice, sealed before anybody hears of it; or the one of an older version again.
 
@@ -123,11 +134,22 @@ class Issuing:
     def _ask(self, key: ManagedKey, rotation: Rotation) -> Issued:
         match rotation.strategy:
             case Strategy.IN_PLACE:
-                return in_place(key).issue(rotation.identity)
+                if rotation.described:
+                    cast("Recreating", key.provider).remember(rotation.target, json.loads(rotation.described))
+                current = self._current(key) if key.provider.abilities.needs_current else None
+                return in_place(key).issue(rotation.target, *([current] if current is not None else []))
             case Strategy.REPLACE:
                 return replacing(key).create(rotation.identity, rotation.marker)
             case Strategy.CHOSEN:
                 return choosing(key).set_secret(rotation.identity, self._chosen(rotation))
+
+    def _current(self, key: ManagedKey) -> Secret:
+        """What Vault holds, for a platform that wants to see it. Raises: Transient; Permanent NO_SECRET."""
+        held = key.secret_of(self._world.store.read(key.path).data)
+        if held is None:
+            words = f"{key.provider.name} gives a new secret only for the current one, and Vault holds none"
+            raise Permanent(words, reason=Reason.NO_SECRET)
+        return held
 
     def _chosen(self, rotation: Rotation) -> Secret:
         return self._steps.secrets.new(rotation)

@@ -129,7 +129,7 @@ def advance(rotation: Rotation, outcome: Outcome, now: datetime, limits: Limits)
         case ChooseDone():
             return _to(replace(rotation, sealed=True), Step.ISSUE, now)
         case IssueDone():
-            return _issued(rotation, outcome, now)
+            return _issued(rotation, outcome, now, limits)
         case LookDone():
             return _looked(rotation, outcome, now, limits)
         case ProbeDone():
@@ -386,18 +386,20 @@ def _checked(rotation: Rotation, outcome: PreflightDone, now: datetime) -> Rotat
     return _to(ready, Step.CHOOSE if choosing else Step.ISSUE, now)
 
 
-def _issued(rotation: Rotation, outcome: IssueDone, now: datetime) -> Rotation:
+def _issued(rotation: Rotation, outcome: IssueDone, now: datetime, limits: Limits) -> Rotation:
+    in_place, replaced = rotation.strategy is Strategy.IN_PLACE, rotation.strategy is Strategy.REPLACE
     if outcome.expires_at is not None:
         plausible = outcome.expires_at > outcome.answered_at
     else:
         # a key that never had an expiry goes by its age
-        plausible = rotation.expired_before is None and rotation.strategy is not Strategy.IN_PLACE
-    replaced = rotation.strategy is Strategy.REPLACE
+        plausible = rotation.expired_before is None and not (in_place and limits.expires)
+    # deleted and made again, which may give it another name
+    moved = in_place and outcome.identity is not None and outcome.identity.id != rotation.identity.id
     answered = replace(
         rotation,
         answered_at=outcome.answered_at,
-        died_at=None if replaced else rotation.died_at or outcome.answered_at,
-        new_identity=outcome.identity if replaced else None,
+        died_at=rotation.died_at or outcome.answered_at if not replaced and limits.kills_old else None,
+        new_identity=outcome.identity if replaced or moved else None,
         new_issued_at=outcome.issued_at,
         new_expires_at=outcome.expires_at,
         expiry_source=outcome.expiry_source,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import cast
 
-from rotator.model import Identity, ProbeTarget, Secret
+from rotator.model import Identity, ProbeResult, ProbeTarget, Secret
 from rotator.policy import Policy
-from rotator.ports import Consumer, Provider, Watch
+from rotator.ports import Checking, Consumer, Prober, Provider, Watch
 from rotator.rotation import Limits
 from rotator.templates import render
 
@@ -47,6 +48,17 @@ class ManagedKey:
     probe_interval: timedelta = timedelta(minutes=15)
     consumers: tuple[ConsumerLink, ...] = ()
     adopt_rotates: bool = False
+
+    @property
+    def provable(self) -> bool:
+        """Whether a secret can be proven: at the broker (`verify`), or else by the platform itself."""
+        return self.probe is not None or self.provider.abilities.checks
+
+    def proof(self, prober: Prober, identity: Identity, secret: Secret) -> ProbeResult:
+        """What the broker, or else the platform, says to a secret; only where `provable`."""
+        if self.probe is not None:
+            return prober.probe(self.probe(identity, secret))
+        return cast("Checking", self.provider).check(identity, secret)
 
     def rendered(self, identity: Identity, secret: Secret, *, expires_at: datetime | None) -> dict[str, str]:
         """The fields of the Vault secret, templates filled in."""

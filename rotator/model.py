@@ -132,6 +132,9 @@ class Abilities:
         needs_current: a new secret is only given to who shows the current one.
         recreates: a new secret means to delete the key and to make it again, so a key that is not there may be one that
             was on its way.
+        checks: a secret can be checked at the platform (`ports.Checking`).
+        evicts: old sessions can be ended (`ports.Evicting`).
+        propagation: how long the platform's own caches may refuse a new secret, and accept an old one.
     """
 
     strategy: Strategy
@@ -143,6 +146,9 @@ class Abilities:
     deletes: bool = False
     needs_current: bool = False
     recreates: bool = False
+    checks: bool = False
+    evicts: bool = False
+    propagation: timedelta = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,13 +92,13 @@ def _listed(key: ManagedKey, listed: Sequence[UpstreamKey]) -> dict[str, Any]:
 def _broker(key: ManagedKey, parts: Parts) -> dict[str, Any]:
     """With the secret that Vault holds; where it holds none, whether the broker answers at all."""
     what = f"key {key.name}: broker"
-    if key.probe is None:
+    if not key.provable:
         return {"what": what, "ok": True, "detail": "no `verify`: new secrets will not be probed", "reason": None}
     try:
         held = key.secret_of(parts.store.read(key.path).data)
     except RotatorError:
         held = None
-    result = MqttProber().probe(key.probe(key.provider.identity(key.id), held or Secret("")))
+    result = key.proof(MqttProber(), key.provider.identity(key.id), held or Secret(""))
     if held is None:
         reached = result.verdict is not Verdict.UNREACHABLE
         words = "reachable; Vault holds no secret to try" if reached else result.detail

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from rotator.model import (
     Abilities,
@@ -225,6 +225,25 @@ class Provisioning(Protocol):
             Permanent: PROVIDER_REFUSED for a name or an option that can't be, or for a key that exists already and
                 whose secret can't be had; PROVIDER_QUOTA.
             Transient, UnknownOutcome, BadAnswer: as with the call that issues.
+        """
+        ...
+
+
+@runtime_checkable
+class Recreating(Protocol):
+    """A key gets a new secret by being deleted and made again, so what it is must outlive the process."""
+
+    def describe(self, identity: Identity) -> Mapping[str, Any]:
+        """What the key is, to be journaled before the call: JSON, without any secret.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+    def remember(self, identity: Identity, described: Mapping[str, Any]) -> None:
+        """What `describe` said, before each call that issues: it is used where the key is no longer there.
+
+        Raises: Permanent.
         """
         ...
 

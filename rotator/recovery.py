@@ -59,10 +59,10 @@ class Recovery:
         world = self.engine.world
         steps = Steps(world)
         secret = steps.secrets.new(rotation)
-        if key.probe is None:
+        if not key.provable:
             words = "its rotation has ended, and there is no `verify` to prove that this secret is still the right one"
             raise Permanent(words, reason=Reason.ROLLBACK_IMPOSSIBLE)
-        verdict = world.prober.probe(key.probe(rotation.target, secret)).verdict
+        verdict = key.proof(world.prober, rotation.target, secret).verdict
         reason = VERDICT_REASONS[verdict]
         if reason is not None:
             kind = Transient if verdict is Verdict.UNREACHABLE else Permanent

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import cast
 
 from rotator.errors import Permanent, Transient, UnknownOutcome
 from rotator.keys import later
 from rotator.managed import ManagedKey
 from rotator.model import Step, Strategy
+from rotator.ports import Evicting
 from rotator.reasons import Reason
 from rotator.rotation import (
     CleanDone,
@@ -103,9 +105,9 @@ class Retiring:
                 choosing(key).set_secret(rotation.identity, held[0])
             except UnknownOutcome as exc:  # safe to repeat
                 return Failed(reason=exc.reason, detail=exc.message)
-        if key.probe is None:
+        if not key.provable:
             return WayBackDone(verdict=None, held=True)
-        result = self._world.prober.probe(key.probe(rotation.identity, held[0]))
+        result = key.proof(self._world.prober, rotation.identity, held[0])
         return WayBackDone(verdict=result.verdict, held=True, detail=result.detail)
 
     def _revert(self, key: ManagedKey, rotation: Rotation) -> Outcome:
@@ -131,7 +133,11 @@ class Retiring:
         return CleanDone()
 
     def _finish(self, key: ManagedKey, rotation: Rotation) -> Outcome:
-        """Did somebody issue after us (rule 4), and did a key of ours appear late?"""
+        """Old sessions end. Did somebody issue after us (rule 4), and did a key of ours appear late?"""
+        if key.provider.abilities.evicts and rotation.promoted_at is not None:
+            # the consumers are proven on the new secret; who came in with the old one is somebody else, or one of ours
+            # that has to come back with the new one
+            cast("Evicting", key.provider).evict(rotation.target, rotation.promoted_at)
         listed = key.provider.list_keys()
         if rotation.strategy is Strategy.REPLACE:
             return FinishDone(orphans=marked(listed, rotation))

@@ -27,15 +27,16 @@ from rotator.reasons import Reason
 class Limits:
     """The settings that the machine decides by; all durations.
 
-    `grace` None: a day, or a tenth of the new secret's life where that is shorter.
+    `grace` None: a day, or a tenth of the new secret's life where that is shorter. `expires`, `kills_old` and
+    `deactivates` are the platform's (`model.Abilities`).
     """
 
     max_attempts: int = 10
     propagation: timedelta = timedelta(seconds=60)
     deliver_delay: timedelta = timedelta(0)
     settle: timedelta = timedelta(seconds=3)
-    has_verify: bool = True
-    take_over: bool = False
+    expires: bool = True
+    kills_old: bool = True
     grace: timedelta | None = None
     deactivates: bool = True
 
@@ -86,6 +87,7 @@ class Rotation:
     expected: str | None = None
     calling_since: datetime | None = None
     looked: int = 0
+    described: str = ""  # what the platform says of a key that is deleted and made again, as JSON
     answered_at: datetime | None = None
     new_identity: Identity | None = None
     new_issued_at: datetime | None = None

@@ -148,9 +148,11 @@ class Steps:
         world, checks = self._world, _Checks()
         try:
             with checks.passed(f"{key.provider.name} lists the key"):
-                upstream = find(key.provider.list_keys(), rotation.identity.id)
+                upstream = find(key.provider.list_keys(), rotation.target.id)
+                if upstream is None and rotation.described:
+                    upstream = UpstreamKey(id=rotation.target.id)  # deleted by us, and to be made again
                 if upstream is None:
-                    words = f"{key.provider.name} does not list the key {rotation.identity.id}"
+                    words = f"{key.provider.name} does not list the key {rotation.target.id}"
                     raise Permanent(words, reason=Reason.KEY_UNKNOWN)
             with checks.passed("the key can be used"):
                 if upstream.problem is not None:
@@ -185,7 +187,9 @@ class Steps:
         if rotation.strategy is Strategy.REPLACE:
             made = marked(listed, rotation)
             return LookDone(happened=bool(made), orphans=made, again_in=max(key.limits.propagation, LOOK_LEAST))
-        upstream = find(listed, rotation.identity.id)
+        upstream = find(listed, rotation.target.id)
+        if upstream is None and rotation.described:
+            return LookDone(happened=True)  # deleted, and not made again or under another id: make it again
         if upstream is None:
             raise Permanent(f"{key.provider.name} no longer lists the key", reason=Reason.KEY_UNKNOWN)
         if upstream.issued_at is not None:
@@ -195,18 +199,18 @@ class Steps:
     def _look_by_probe(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         """A platform that dates nothing: the old secret is refused when the call happened (rule 9)."""
         wait = max(key.limits.propagation, LOOK_LEAST)
-        held = self.secrets.previous(key, rotation) if key.probe is not None else None
-        if key.probe is None or held is None:
+        held = self.secrets.previous(key, rotation) if key.provable else None
+        if not key.provable or held is None:
             return LookDone(happened=False, again_in=wait)
-        result = self._world.prober.probe(key.probe(rotation.identity, held[0]))
+        result = key.proof(self._world.prober, rotation.identity, held[0])
         if result.verdict is Verdict.UNREACHABLE and rotation.looked:
             raise Transient(f"the broker can't be asked: {result.detail}", reason=Reason.BROKER_UNREACHABLE)
         return LookDone(happened=result.verdict is Verdict.REFUSED, again_in=wait)
 
     def _probe(self, key: ManagedKey, rotation: Rotation) -> Outcome:
-        if key.probe is None:
+        if not key.provable:
             return ProbeDone(verdict=None)
-        result = self._world.prober.probe(key.probe(rotation.target, self.secrets.new(rotation)))
+        result = key.proof(self._world.prober, rotation.target, self.secrets.new(rotation))
         return ProbeDone(verdict=result.verdict, detail=result.detail)
 
     def _promote(self, key: ManagedKey, rotation: Rotation) -> Outcome:

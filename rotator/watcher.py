@@ -217,9 +217,9 @@ class Watcher:
             if self._world.stop.is_set():
                 return
             record = self._world.journal.key(key.name)
-            if key.probe is None and record is not None and record.verdict is not None:
+            if not key.provable and record is not None and record.verdict is not None:
                 self._forget_verdict(record)
-            if key.probe is None or record is None or record.adopted is not True:
+            if not key.provable or record is None or record.adopted is not True:
                 continue
             now = self._world.clock.now()
             if record.probed_at is not None and timedelta(0) <= now - record.probed_at < key.probe_interval:
@@ -236,10 +236,10 @@ class Watcher:
             secret = key.secret_of(self._world.store.read(key.path).data)
         except RotatorError:
             return  # `look_at_vault` and `keep_vault_login` tell that story
-        if secret is None or key.probe is None:
+        if secret is None or not key.provable:
             return
         identity: Identity = record.identity or key.provider.identity(record.id)
-        result = self._world.prober.probe(key.probe(identity, secret))
+        result = key.proof(self._world.prober, identity, secret)
         if self._rotating(key):
             return  # the secret is being replaced: this look is old
 

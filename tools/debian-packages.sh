@@ -7,6 +7,7 @@ need() { # need FILE-OR-COMMAND PACKAGE
 }
 PATH="$PATH:/usr/sbin:/sbin"
 need mosquitto mosquitto
+need /usr/lib/rabbitmq/bin/rabbitmq-server rabbitmq-server
 need promtool prometheus
 need dbus-daemon dbus
 need /usr/lib/systemd/systemd systemd
@@ -16,6 +17,12 @@ need /usr/lib/polkit-1/polkitd polkitd
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "installing the Debian packages:$missing"
   export DEBIAN_FRONTEND=noninteractive
+  # The tests start their own servers: no package shall start one of the system's (mosquitto, rabbitmq, prometheus).
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
+  fi
   # shellcheck disable=SC2086  # one word a package
   { apt-get update -q && apt-get install -y -q --no-install-recommends $missing; } >/tmp/rotator-apt.$$.log 2>&1 || {
     tail -n 20 /tmp/rotator-apt.$$.log >&2; rm -f /tmp/rotator-apt.$$.log; exit 1; }

@@ -11,20 +11,35 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Final
 
+from rotator.providers.graphql_generic import GraphqlSettings
+from rotator.providers.graphql_generic import configured as configured_graphql
 from rotator.providers.haltian import Haltian, HaltianSettings
 from rotator.providers.http import make_client, make_tls
+from rotator.providers.http_generic import HttpSettings
+from rotator.providers.http_generic import configured as configured_http
+from rotator.providers.iotistica import IotisticaSettings
+from rotator.providers.iotistica import configured as iotistica
+from rotator.providers.ishareradio import IShareRadio, IShareRadioSettings
 from rotator.providers.kinds import Kind, Site
 from rotator.providers.losant import Losant, LosantSettings
 from rotator.providers.mosquitto import Mosquitto, MosquittoSettings
+from rotator.providers.rabbitmq import Rabbitmq, RabbitmqSettings
+from rotator.providers.wayscloud import WaysCloud, WaysCloudSettings
 
 __all__ = ["PROVIDERS", "Haltian", "Kind", "Losant", "Mosquitto", "Site", "kinds", "make_client", "make_tls"]
 
 GROUP: Final = "rotator.providers"
 
 PROVIDERS: Final[Mapping[str, Kind]] = {
+    "graphql": Kind(GraphqlSettings, configured_graphql),
     "haltian": Kind(HaltianSettings, Haltian.configured),
+    "iotistica": Kind(IotisticaSettings, iotistica),
+    "ishareradio": Kind(IShareRadioSettings, IShareRadio.configured),
+    "http": Kind(HttpSettings, configured_http),
     "losant": Kind(LosantSettings, Losant.configured),
     "mosquitto": Kind(MosquittoSettings, Mosquitto.configured),
+    "rabbitmq": Kind(RabbitmqSettings, Rabbitmq.configured),
+    "wayscloud": Kind(WaysCloudSettings, WaysCloud.configured),
 }
 
 

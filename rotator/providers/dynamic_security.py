@@ -25,8 +25,12 @@ ANSWERS: Final = f"{COMMANDS}/response"
 SILENCE: Final = 1.0  # seconds without an answer after the broker took a command: it answers within its next turn
 LONGEST_WORDS: Final = 200  # characters of the plugin's error that are told
 
-Command = Mapping[str, str | int | bool]
+Command = Mapping[str, object]
 Answer = Mapping[str, object]
+
+
+class LoginRefused(Permanent):
+    """The broker refused the admin's username or password; another password may be the right one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,15 +138,17 @@ def control(name: str, target: ProbeTarget, deadline: float) -> Iterator[Control
 
     Raises:
         Transient: PROVIDER_UNREACHABLE.
-        Permanent: PROVIDER_AUTH: the login was refused, or it may not read the answers.
+        LoginRefused: PROVIDER_AUTH: the login was refused.
+        Permanent: PROVIDER_AUTH: it may not read the answers.
     """
     with contextlib.ExitStack() as stack:
         try:
             link = stack.enter_context(contextlib.closing(ControlLink(name, target)))
             session(link, ANSWERS, deadline)
         except Permanent as exc:
-            where = "login" if exc.reason is Reason.SECRET_REFUSED else "reading answers"
-            raise Permanent(f"{name}: {where}: {exc.message}", reason=Reason.PROVIDER_AUTH) from exc
+            if exc.reason is Reason.SECRET_REFUSED:
+                raise LoginRefused(f"{name}: login: {exc.message}", reason=Reason.PROVIDER_AUTH) from exc
+            raise Permanent(f"{name}: reading answers: {exc.message}", reason=Reason.PROVIDER_AUTH) from exc
         except Transient as exc:
             raise _unreachable(f"{name}: {exc.message}") from exc
         yield link

@@ -7,7 +7,7 @@ new token and kills the old one in the same moment, so the strategy is *in place
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final, Literal, TypeVar
 
 import httpx
@@ -15,62 +15,24 @@ import structlog
 
 from rotator.config_base import HttpPart
 from rotator.config_types import PositiveDuration, Text, Url
-from rotator.errors import BadAnswer, RotatorError, Transient
-from rotator.jwt import unverified_expiry
-from rotator.model import Abilities, ExpirySource, Identity, Issued, Secret, Strategy, UpstreamKey
+from rotator.errors import Permanent, RotatorError, Transient
+from rotator.model import Abilities, Identity, Issued, Secret, Strategy, UpstreamKey
 from rotator.ports import Clock, OnRequest, Reveal
+from rotator.providers.haltian_documents import DELETE_API_KEY, LIST_API_KEYS, LOGOUT, REFRESH_API_KEY
+from rotator.providers.haltian_keys import Integration, KeyReader, holds_secret
+from rotator.providers.haltian_provision import OPTIONS, Provision, is_list
 from rotator.providers.haltian_session import AuthRefused, HaltianApi, Reply, Session, Sessions
 from rotator.providers.http import Peer
 from rotator.providers.kinds import Site, issue_deadline
 from rotator.providers.pace import Pace
 from rotator.reasons import Reason
 from rotator.secret_refs import SecretRef
-from rotator.timestamps import parse_timestamp
 
 T = TypeVar("T")
 
-ROLE: Final = "MqttIntegrator"  # case-sensitive, the guide's step 4
 LIST_DEADLINE: Final = timedelta(seconds=30)
 LOGOUT_DEADLINE: Final = timedelta(seconds=5)
-
-# The guide's documents, field by field. Its casing is a trap: the variable is apiKeyId, the input's field apikeyId.
-REFRESH_API_KEY: Final = """\
-mutation RefreshApiKey($apiKeyId: uuid!) {
-  refreshApiKeyToken(refreshApiKeyTokenInput: {
-    apikeyId: $apiKeyId
-  }) {
-    id
-    organizationId
-    token {
-      token
-      issuedAt
-      expiresAt
-    }
-  }
-}"""
-LIST_API_KEYS: Final = """\
-query ListApiKeys {
-  apiKeys {
-    id
-    name
-    createdAt
-    updatedAt
-    organization {
-      id
-      name
-    }
-    token {
-      issuedAt
-      expiresAt
-      revokedAt
-    }
-    organizationRoles {
-      roleName
-      organizationId
-    }
-  }
-}"""
-LOGOUT: Final = "mutation { logout { success } }"
+PROVISION_CALLS: Final = 2  # times the deadline of one issue call: six small requests
 
 _log = structlog.get_logger(__name__)
 
@@ -118,7 +80,8 @@ class Haltian:
         self._name = name
         self._client = client
         self._clock = clock
-        self._lifetime = lifetime
+        self._reader = KeyReader(name, lifetime)
+        self._provision = Provision(name, self._ask, self._reader)
         self._issue_deadline = issue_deadline
         peer = Peer(name, client=client, clock=clock, on_request=on_request, pace=pace)
         self._api = HaltianApi(name, url=url, peer=peer, clock=clock)
@@ -157,12 +120,17 @@ class Haltian:
     @property
     def abilities(self) -> Abilities:
         """What the platform's documents allow."""
-        return Abilities(strategy=self.strategy, kills_old=True, expires=True)
+        return Abilities(strategy=self.strategy, kills_old=True, expires=True, creates=True, deletes=True)
 
     @property
     def issue_deadline(self) -> timedelta:
         """The total time that one issue call may take, login included."""
         return self._issue_deadline
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """What `provision` may be told."""
+        return OPTIONS
 
     def identity(self, id: str) -> Identity:
         """The key's id is its MQTT username (the guide, step 3); the client id is free."""
@@ -174,8 +142,21 @@ class Haltian:
         Raises:
             Transient, Permanent: no list; reason PROVIDER_ANSWER_UNREADABLE where it isn't what the guide shows.
         """
-        deadline = self._deadline(LIST_DEADLINE)
-        return self._logged_in(lambda session: self._list_once(session, deadline), deadline)
+        field, deadline = "apiKeys", self._deadline(LIST_DEADLINE)
+        reply = self._ask(LIST_API_KEYS, {}, field=field, operation="list_keys", deadline=deadline, usable=is_list)
+        if not isinstance(reply.value, list):
+            raise self._unreadable_list("apiKeys is no list")
+        keys = [self._reader.upstream(entry) for entry in reply.value]
+        if None in keys:
+            raise self._unreadable_list("an entry has no id")
+        return [key for key in keys if key is not None]
+
+    def list_integrations(self) -> Sequence[Integration]:
+        """All MQTT subscription integrations that this login sees, with the keys that are linked to them.
+
+        Raises: Transient, Permanent.
+        """
+        return self._provision.integrations(self._deadline(LIST_DEADLINE))
 
     def issue(self, identity: Identity, current: Secret | None = None) -> Issued:
         """Have a new token issued for the key `identity.id`; its old one is dead from the same moment on.
@@ -191,8 +172,51 @@ class Haltian:
             BadAnswer: NO_SECRET (null), EMPTY_SECRET (blank), PROVIDER_ANSWER_UNREADABLE (another key's id, or not the
                 guide's shape).
         """
-        deadline = self._deadline(self._issue_deadline)
-        return self._logged_in(lambda session: self._issue_once(identity, session, deadline), deadline)
+        field, deadline = "refreshApiKeyToken", self._deadline(self._issue_deadline)
+        reply = self._ask(
+            REFRESH_API_KEY,
+            {"apiKeyId": identity.id},
+            field=field,
+            operation="issue",
+            deadline=deadline,
+            usable=holds_secret,
+            changes=True,
+        )
+        return self._reader.issued(reply, field, identity.id)
+
+    def provision(self, name: str, options: Mapping[str, str], marker: str) -> Issued:
+        """Make the key `name`: integration, key, MqttIntegrator role and link; each is found again where it is there.
+
+        A key of this name that exists is completed and its token refreshed, since nobody has the old one. `marker` is
+        not kept: the only place for it would be the name, by which the key is found.
+
+        Raises:
+            Transient, Permanent: the step that failed did nothing; the steps before it are found again.
+            UnknownOutcome, BadAnswer: the step may have been done, and is looked for when this is called again.
+        """
+        return self._provision.key(name, options, self._deadline(PROVISION_CALLS * self._issue_deadline))
+
+    def delete(self, id: str) -> None:
+        """Delete a key for good, which disconnects its client. Absent is success.
+
+        Raises: Transient, Permanent.
+        """
+        try:
+            reply = self._ask(
+                DELETE_API_KEY,
+                {"apiKeyId": id},
+                field="deleteApiKey",
+                operation="delete",
+                deadline=self._deadline(LIST_DEADLINE),
+                usable=lambda _: False,  # nothing is shown once only, so an error counts whatever stands beside it
+            )
+        except Permanent as exc:
+            if exc.reason is not Reason.KEY_UNKNOWN:
+                raise
+        else:
+            if not isinstance(reply.value, Mapping):
+                text = f"{reply.what}: the answer does not say that the key is deleted"
+                raise Transient(text, reason=Reason.PROVIDER_ANSWER_UNREADABLE)
 
     def close(self) -> None:
         """Log out, as well as that goes in five seconds, and close the client; never raises."""
@@ -221,123 +245,42 @@ class Haltian:
             self._sessions.forget(session)
             raise
 
-    def _list_once(self, session: Session, deadline: float) -> Sequence[UpstreamKey]:
-        reply = self._api.ask(
-            LIST_API_KEYS,
-            {},
-            field="apiKeys",
-            operation="list_keys",
-            session=session,
-            deadline=deadline,
-        )
-        if not isinstance(reply.value, list):
-            reply.raise_error(changes=False)
-            raise self._unreadable_list("apiKeys is no list")
-        return [self._upstream(entry) for entry in reply.value]
+    def _ask(
+        self,
+        document: str,
+        variables: Mapping[str, str],
+        *,
+        field: str,
+        operation: str,
+        deadline: float,
+        usable: Callable[[object], bool],
+        changes: bool = False,
+    ) -> Reply:
+        """Send one document in the shared session, and once more after a new login where the access token was refused.
 
-    def _upstream(self, entry: object) -> UpstreamKey:
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), str):
-            raise self._unreadable_list("an entry has no id")
-        token = entry.get("token")
-        if not isinstance(token, Mapping):
-            token = {}
-        issued_at = parse_timestamp(token.get("issuedAt"))
-        expires_at, source = self._expiry(issued_at, token.get("expiresAt"), None)
-        name = entry.get("name")
-        return UpstreamKey(
-            id=entry["id"],
-            name=name if isinstance(name, str) else "",
-            issued_at=issued_at,
-            expires_at=expires_at,
-            expiry_source=source,
-            problem=_problem(token, entry.get("organizationRoles")),
-        )
+        Args:
+            usable: whether the field's value is what was asked for. It then counts more than an error beside it, since
+                no secret may be lost (rule 1); else that error is raised, where there is one.
+        """
+
+        def once(session: Session) -> Reply:
+            reply = self._api.ask(
+                document,
+                variables,
+                field=field,
+                operation=operation,
+                session=session,
+                deadline=deadline,
+                changes=changes,
+            )
+            if not usable(reply.value):
+                with reply.kept(changes=changes):
+                    reply.raise_error(changes=changes)
+            elif reply.error is not None:
+                _log.warning("errors beside an answer", provider=self._name, operation=operation, code=reply.error.code)
+            return reply
+
+        return self._logged_in(once, deadline)
 
     def _unreadable_list(self, what: str) -> Transient:
         return Transient(f"{self._name}: list_keys: {what}", reason=Reason.PROVIDER_ANSWER_UNREADABLE)
-
-    def _issue_once(self, identity: Identity, session: Session, deadline: float) -> Issued:
-        reply = self._api.ask(
-            REFRESH_API_KEY,
-            {"apiKeyId": identity.id},
-            field="refreshApiKeyToken",
-            operation="issue",
-            session=session,
-            deadline=deadline,
-            changes=True,
-        )
-        token = reply.value.get("token") if isinstance(reply.value, Mapping) else None
-        secret = token.get("token") if isinstance(token, Mapping) else None
-        if not isinstance(secret, str) or not secret.strip():
-            with reply.kept(changes=True):
-                reply.raise_error(changes=True)
-        elif reply.error is not None:
-            # rule 1: an issued token counts more than the error beside it, since the old one is dead already
-            _log.warning("errors beside an issued secret", provider=self._name, code=reply.error.code)
-        return self._issued(identity, reply)
-
-    def _issued(self, identity: Identity, reply: Reply) -> Issued:
-        """Read the one answer that holds the secret; `reply.body` goes to the journal where it can't be used."""
-        if reply.value is None:
-            raise self._bad(reply, "refreshApiKeyToken is null", Reason.NO_SECRET)
-        if not isinstance(reply.value, Mapping):
-            raise self._bad(reply, "refreshApiKeyToken is no object", Reason.PROVIDER_ANSWER_UNREADABLE)
-        token = reply.value.get("token")
-        if token is None:
-            raise self._bad(reply, "the answer holds no token", Reason.NO_SECRET)
-        if not isinstance(token, Mapping):
-            raise self._bad(reply, "token is no object", Reason.PROVIDER_ANSWER_UNREADABLE)
-        secret = self._secret(reply, token.get("token"))
-        answered = reply.value.get("id")
-        if answered is not None and str(answered).lower() != identity.id.lower():
-            raise self._bad(reply, "the answer is about another key", Reason.PROVIDER_ANSWER_UNREADABLE)
-        issued_at = parse_timestamp(token.get("issuedAt"))
-        expires_at, source = self._expiry(issued_at, token.get("expiresAt"), secret)
-        return Issued(
-            identity=identity,
-            secret=Secret(secret),
-            issued_at=issued_at,
-            expires_at=expires_at,
-            expiry_source=source,
-        )
-
-    def _secret(self, reply: Reply, value: object) -> str:
-        if value is None:
-            raise self._bad(reply, "the answer's token is null", Reason.NO_SECRET)
-        if not isinstance(value, str):
-            raise self._bad(reply, "the answer's token is no text", Reason.PROVIDER_ANSWER_UNREADABLE)
-        if not value.strip():
-            raise self._bad(reply, "the answer's token is empty", Reason.EMPTY_SECRET)
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise self._bad(reply, "the answer's token is no text", Reason.PROVIDER_ANSWER_UNREADABLE)
-        return value
-
-    def _bad(self, reply: Reply, what: str, reason: Reason) -> BadAnswer:
-        return BadAnswer(f"{self._name}: issue: {what}", reason=reason, body=reply.body)
-
-    def _expiry(
-        self, issued_at: datetime | None, answered: object, secret: str | None
-    ) -> tuple[datetime | None, ExpirySource | None]:
-        """The earliest of what the answer, the JWT and the lifetime say; on a tie the one named first here."""
-        found: list[tuple[datetime, ExpirySource]] = []
-        if (at := parse_timestamp(answered)) is not None:
-            found.append((at, ExpirySource.ANSWER))
-        if secret is not None and (at := unverified_expiry(secret)) is not None:
-            found.append((at, ExpirySource.JWT))
-        if issued_at is not None:
-            try:
-                found.append((issued_at + self._lifetime, ExpirySource.LIFETIME))
-            except OverflowError:
-                _log.warning("issuedAt lies beyond all calendars", provider=self._name)
-        return min(found, key=lambda each: each[0]) if found else (None, None)
-
-
-def _problem(token: Mapping[str, object], roles: object) -> Reason | None:
-    """Why a listed key can't serve as an MQTT credential. A list that shows no roles at all accuses nobody."""
-    if token.get("revokedAt") is not None:
-        return Reason.KEY_REVOKED
-    if isinstance(roles, list) and not any(
-        isinstance(each, Mapping) and each.get("roleName") == ROLE for each in roles
-    ):
-        return Reason.ROLE_MISSING
-    return None

@@ -1,167 +1,125 @@
-"""Losant's REST endpoint for the access keys of one application: one request, one `Reply`, one meaning for each status.
+"""Losant's REST API, as far as the access keys of one application go: the requests, the list, and what a 404 means.
 
 Errors are `{"type", "message"}`. A Losant application token (`Authorization: Bearer`) needs no login.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any, Final
 from urllib.parse import quote
 
-import httpx
-
-from rotator.errors import Permanent, RotatorError, Transient, UnknownOutcome
-from rotator.ports import Clock, OnRequest, Reveal
-from rotator.providers.graphql import harmless
-from rotator.providers.http import HttpAnswer, Peer
-from rotator.providers.pace import Pace
+from rotator.errors import Transient
+from rotator.model import Secret, UpstreamKey
+from rotator.ports import Reveal
+from rotator.providers.http import Peer
+from rotator.providers.losant_keys import AccessKey, upstream
+from rotator.providers.rest import LOOK_DEADLINE, Fixed, Reply, Rest
 from rotator.reasons import Reason
-from rotator.timestamps import retry_after
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """One answer, whatever its status, and the raw body for the journal."""
-
-    what: str  # "provider: operation", the start of each message
-    status: int
-    body: bytes = field(repr=False)
-    value: Mapping[str, object] | None = field(repr=False)  # None where the body is no JSON object
-    message: str = ""  # the platform's own words, fit to be logged
-    retry_after: timedelta | None = None
-
-    @property
-    def ok(self) -> bool:
-        """A status of success, with an object."""
-        return 200 <= self.status < 300 and self.value is not None
-
-    @property
-    def absent(self) -> bool:
-        """The platform itself says that there is no such thing; a gateway's 404 says nothing of a key."""
-        return self.status == 404 and self.value is not None and isinstance(self.value.get("type"), str)
-
-    def error(self, *, changes: bool) -> RotatorError:
-        """What an answer that can't be used means for a call that `changes` something or not.
-
-        | status | for a call that changes something | else |
-        | --- | --- | --- |
-        | 429 | Transient PROVIDER_RATE_LIMITED: refused at the door | the same |
-        | 401, 403 | Permanent PROVIDER_AUTH: refused at the door | the same |
-        | 408, 5xx | UnknownOutcome: a gateway may speak for a server that did it | Transient PROVIDER_UNAVAILABLE |
-        | 2xx | UnknownOutcome: not the document's shape | Transient PROVIDER_ANSWER_UNREADABLE |
-        | other | Permanent PROVIDER_REFUSED | the same |
-
-        An error of a call that changes something carries the answer, for the journal to seal.
-        """
-        text = f"{self.what}: HTTP {self.status}" + (f": {self.message}" if self.message else "")
-        error: RotatorError
-        match self.status:
-            case 429:
-                error = Transient(text, reason=Reason.PROVIDER_RATE_LIMITED, retry_after=self.retry_after)
-            case 401 | 403:
-                error = Permanent(text, reason=Reason.PROVIDER_AUTH)
-            case status if status == 408 or status >= 500 or status < 300:
-                error = UnknownOutcome(text) if changes else self._looked(text)
-            case _:
-                error = Permanent(text, reason=Reason.PROVIDER_REFUSED)
-        error.body = self.body if changes else None
-        return error
-
-    def unreadable(self, problem: str) -> Transient:
-        """For an answer to a look that is not what Losant documents."""
-        return Transient(f"{self.what}: {problem}", reason=Reason.PROVIDER_ANSWER_UNREADABLE)
-
-    def _looked(self, text: str) -> Transient:
-        if self.status < 300:
-            return self.unreadable(f"HTTP {self.status} with a body that is not the document's")
-        return Transient(text, reason=Reason.PROVIDER_UNAVAILABLE, retry_after=self.retry_after)
+PAGE: Final = 100  # keys in one answer, the most that Losant gives
+LISTINGS: Final = 3  # times that a list is read which changes while it is read
 
 
 class LosantApi:
     """Asks for the keys of one application. Thread safe.
 
     Args:
-        name: the provider's name in the configuration.
-        client, clock, on_request: as `Peer` takes them.
+        peer: sends the requests.
         url: the API's base, such as `https://api.losant.com`.
         application: the application's id.
         token: an API token with the scopes `applicationKeys.*` and `applicationKey.*`, read for each request.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        client: httpx.Client,
-        clock: Clock,
-        on_request: OnRequest,
-        url: str,
-        application: str,
-        token: Reveal,
-        pace: Pace | None = None,
-    ) -> None:
-        self.name = name
-        self._clock = clock
-        self._token = token
-        self._keys = f"{url.rstrip('/')}/applications/{quote(application, safe='')}/keys"
-        self._peer = Peer(name, client=client, clock=clock, on_request=on_request, pace=pace)
+    def __init__(self, peer: Peer, *, url: str, application: str, token: Reveal) -> None:
+        self._name = peer.name
+        base = url.rstrip("/")
+        keys = f"{base}/applications/{quote(application, safe='')}/keys"
+        self._keys = Rest(peer, url=keys, auth=Fixed(peer.name, token))
+        self._devices = Rest(peer, url=base, auth=None)
 
-    def ask(
-        self,
-        method: str,
-        path: str = "",
-        *,
-        operation: str,
-        deadline: float,
-        body: Mapping[str, object] | None = None,
-        changes: bool = False,
-    ) -> Reply:
-        """Send one request and return its answer, whatever the status.
+    def deadline(self, total: timedelta = LOOK_DEADLINE) -> float:
+        """When a call that begins now must have ended, in monotonic seconds."""
+        return self._keys.deadline(total)
 
-        Args:
-            path: what follows `…/keys` in the URL.
-            operation: the metric's label.
-            deadline: on the clock's monotonic scale, in seconds.
-            body: sent as JSON.
-            changes: whether the call changes what can't be done twice.
+    def ask(self, method: str, path: str = "", **more: Any) -> Reply:
+        """`Rest.ask` about what follows `…/keys` in the URL."""
+        return self._keys.ask(method, path, **more)
+
+    def authenticate_device(self, device: str, username: str, secret: Secret) -> Reply:
+        """`POST /auth/device`, which connects no device and ends no session.
+
+        Raises: Transient.
+        """
+        return self._devices.ask(
+            "POST",
+            "/auth/device",
+            operation="check",
+            body={"deviceId": device, "key": username, "secret": secret.reveal()},
+            deadline=self.deadline(),
+            secrets=[secret.reveal()],
+        )
+
+    def list_keys(self) -> Sequence[UpstreamKey]:
+        """All access keys of the application, oldest first.
 
         Raises:
-            Permanent: PROVIDER_AUTH, nothing was sent, since the token can't stand in a header.
-            Transient, UnknownOutcome: no whole answer came; see `Peer.request`.
+            Transient, Permanent: no list, or not the whole of it; PROVIDER_ANSWER_UNREADABLE where it isn't what Losant
+                documents, PROVIDER_UNAVAILABLE where it did not hold still.
         """
-        what, token = f"{self.name}: {operation}", self._token()
-        if not token or not token.isascii() or not token.isprintable() or " " in token:
-            raise Permanent(f"{what}: the API token can't stand in a header", reason=Reason.PROVIDER_AUTH)
+        deadline = self.deadline()
+        for _ in range(LISTINGS):
+            keys = self._listed(deadline)
+            if keys is not None:
+                return keys
+        text = f"{self._name}: list_keys: keys were deleted while they were listed"
+        raise Transient(text, reason=Reason.PROVIDER_UNAVAILABLE)
 
-        def read(answer: HttpAnswer) -> tuple[str, Reply]:
-            return str(answer.status), self._read(answer, what, token)
+    def _listed(self, deadline: float) -> Sequence[UpstreamKey] | None:
+        """All pages; None where a key was deleted meanwhile, which moved others to a page that was read already."""
+        found: dict[str, UpstreamKey] = {}
+        total: int | None = None
+        number = 0
+        while True:
+            # oldest first, so that a key made meanwhile comes last and moves no other
+            order = {"sortField": "creationDate", "sortDirection": "asc"}
+            params = {"page": str(number), "perPage": str(PAGE), **order}
+            reply = self.ask("GET", operation="list_keys", params=params, deadline=deadline)
+            page, now_total = _page(reply)
+            before = len(found)
+            found.update((key.id, key) for key in page)
+            if total is not None and now_total is not None and now_total < total:
+                return None
+            total, number = now_total, number + 1
+            if (len(page) < PAGE) if total is None else (len(found) >= total):
+                return list(found.values())
+            if len(found) == before:
+                raise reply.unreadable(f"the list ends after {before} of {total} keys")
 
-        return self._peer.request(
-            method,
-            self._keys + path,
-            operation=operation,
-            json=body,
-            headers={"Accept": "application/json", "Authorization": f"Bearer {token}"},
-            deadline=deadline,
-            changes=changes,
-            read=read,
-        )
 
-    def _read(self, answer: HttpAnswer, what: str, token: str) -> Reply:
-        try:
-            payload = json.loads(answer.body)
-        except (ValueError, RecursionError):
-            payload = None
-        value = payload if isinstance(payload, dict) else None
-        told = [value.get(name) for name in ("type", "message")] if value is not None and answer.status >= 300 else []
-        return Reply(
-            what=what,
-            status=answer.status,
-            body=answer.body,
-            value=value,
-            message=harmless(": ".join(text for text in told if isinstance(text, str)), secrets=[token]),
-            retry_after=retry_after(answer.headers.get("retry-after"), self._clock.now()),
-        )
+def shown(reply: Reply) -> AccessKey | None:
+    """The object that a successful answer holds; None where it is no success, or holds none."""
+    value: Mapping[str, object] | None = reply.value if reply.ok and isinstance(reply.value, dict) else None
+    return value
+
+
+def absent(reply: Reply) -> bool:
+    """The platform itself says that there is no such thing; a gateway's 404 says nothing of a key."""
+    return reply.status == 404 and isinstance(reply.fields.get("type"), str)
+
+
+def _page(reply: Reply) -> tuple[Sequence[UpstreamKey], int | None]:
+    answer = shown(reply)
+    if answer is None:
+        raise reply.error(changes=False)
+    items, total = answer.get("items"), answer.get("totalCount")
+    if not isinstance(items, list):
+        raise reply.unreadable("the answer holds no items")
+    page: list[UpstreamKey] = []
+    for item in items:
+        key = upstream(item) if isinstance(item, dict) else None
+        if key is None:
+            raise reply.unreadable("an entry has no id or no key")
+        page.append(key)
+    return page, total if isinstance(total, int) and not isinstance(total, bool) else None

@@ -27,6 +27,16 @@ _GOVERNED_BY: Final[Mapping[str, tuple[str, frozenset[str]]]] = {
     "addresses": ("addressFilterType", frozenset({"all"})),
 }
 LONGEST_DESCRIPTION: Final = 32767  # characters
+OPTIONS: Final[Mapping[str, str]] = {
+    "description": "a longer description",
+    "deviceIds": "the ids of the devices that it lets in, separated by commas, or `all`; this or deviceTags is needed",
+    "deviceTags": "the devices that it lets in by tag: `key=value`, `key` or `=value`, separated by commas",
+    "filterType": "which further topics it may use: all, whitelist, blacklist or none (the default)",
+    "pubTopics": "the further topics that it may, or may not, publish to, separated by commas",
+    "subTopics": "the further topics that it may, or may not, subscribe to, separated by commas",
+    "addressFilterType": "which addresses it may come from: all (the default), whitelist or blacklist",
+    "addresses": "those addresses, or CIDR blocks, separated by commas",
+}
 _WITH_BLANK: Final = re.compile(r" ?" + MARKER.pattern)
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
@@ -93,6 +103,40 @@ def clone_of(original: AccessKey, marker: str) -> dict[str, object]:
         body["name"] = name
     body["description"] = marked(_text(original, "description"), marker)
     return body
+
+
+def wanted_key(name: str, options: Mapping[str, str], marker: str) -> dict[str, object]:
+    """The body that makes a new key.
+
+    Args:
+        options: texts for some of `OPTIONS`.
+
+    Raises: Malformed, which says what is wrong, for a person.
+    """
+    if unknown := sorted(options.keys() - OPTIONS.keys()):
+        raise Malformed(f"no such option: {', '.join(unknown)}")
+    if not is_text(name):
+        raise Malformed("the name is empty, or no text")
+    everyone = options.get("deviceIds", "").strip() == "all"
+    lists = {field: _items(options.get(field, "")) for field in LISTS}
+    if everyone:
+        lists["deviceIds"] = []
+    elif not lists["deviceIds"] and not lists["deviceTags"]:
+        # what names no device lets every one in, and that is never meant by saying nothing
+        raise Malformed("name the devices by deviceIds or deviceTags, or say deviceIds=all")
+    body: dict[str, object] = {field: items for field, items in lists.items() if items or field == "deviceIds"}
+    body["deviceTags"] = [_tag(text) for text in lists["deviceTags"]]
+    body |= {field: options[field] for field in FILTERS if field in options}
+    return {**body, "name": name, "description": marked(options.get("description", ""), marker)}
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _tag(text: str) -> dict[str, str]:
+    key, _, value = text.partition("=")
+    return {name: part for name, part in (("key", key.strip()), ("value", value.strip())) if part}
 
 
 def marked(description: str, marker: str) -> str:

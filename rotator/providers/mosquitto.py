@@ -3,6 +3,9 @@
 One key is one client of the plugin: its id is the username. The caller chooses the password, so it is sealed before
 the broker hears of it, and the call may be repeated with the same one. The old password is dead at once, and Mosquitto
 ends all sessions of that username. The plugin knows no time of issue and no expiry, and never tells a password.
+
+The daemon's own admin is such a client as well. Mosquitto 2.0 ends its session before it answers the change (tried on
+2.0.11), so the answer never comes; the new password is known, and a login with it says what became of the change.
 """
 
 from __future__ import annotations
@@ -19,18 +22,35 @@ from pydantic import Field, field_validator
 
 from rotator.config_base import ProviderPart, drop_default, seconds, usual_port
 from rotator.config_types import Port, PositiveDuration, Text
-from rotator.errors import Permanent, RotatorError, Transient
-from rotator.model import Abilities, Identity, Issued, ProbeTarget, RequestDone, Secret, Strategy, UpstreamKey
+from rotator.errors import Permanent, RotatorError, Transient, UnknownOutcome
+from rotator.model import (
+    Abilities,
+    Identity,
+    Issued,
+    ProbeTarget,
+    RequestDone,
+    Secret,
+    Strategy,
+    UpstreamKey,
+)
 from rotator.ports import Clock, OnRequest, Reveal
-from rotator.providers.dynamic_security import Answer, Command, ControlLink, control
+from rotator.providers.dynamic_security import Answer, Command, ControlLink, LoginRefused, control
 from rotator.providers.kinds import Site
+from rotator.providers.mosquitto_clients import client_of, creation, page_of, roles_of, upstream, whole
+from rotator.providers.own_password import OwnPassword
 from rotator.reasons import Reason
-from rotator.secret_refs import SecretRef
+from rotator.secret_refs import SecretRef, VaultRef
 
 ALPHABET: Final = string.ascii_letters + string.digits  # nothing that a shell, a URL or a template would read
 LENGTH: Final = 43  # characters: 256 bits, as many as secrets.token_urlsafe(32) has
 PAGE: Final = 500  # clients in one answer, about 100 bytes each and more with many roles
 LISTINGS: Final = 3  # times that a list is read which changes while it is read
+OWN_TRIES: Final = 3  # logins for one change of the own password: to send it, to see what became of it, once more
+OPTIONS: Final[Mapping[str, str]] = {
+    "roles": "roles of dynamic security that exist already, separated by commas; none by default",
+    "client_id": "the one client id with which it may come; any by default",
+    "text": "what people call it; empty by default",
+}
 
 
 class MosquittoSettings(ProviderPart):
@@ -59,6 +79,7 @@ class Mosquitto:
         host, port, tls, ca_file: the broker; `ca_file` (PEM) None stands for the system's authorities.
         username, password: an admin of dynamic security without a client id of its own; the password is read at each
             login.
+        password_in_vault: whether that password is read from Vault; only then may it be rotated itself.
         timeout: the total of one call, connection included.
         clock: for the durations that `on_request` is told.
         on_request: told of each call: its `code` is "ok" or the error's reason.
@@ -74,13 +95,14 @@ class Mosquitto:
         ca_file: str | None = None,
         username: str,
         password: Reveal,
+        password_in_vault: bool = False,
         timeout: timedelta,
         clock: Clock,
         on_request: OnRequest,
     ) -> None:
         self._name = name
         self._host, self._port, self._tls, self._ca_file = host, port, tls, ca_file
-        self._username, self._password = username, password
+        self._own = OwnPassword(username, password, in_vault=password_in_vault)
         self._timeout = timeout
         self._clock = clock
         self._on_request = on_request
@@ -96,6 +118,7 @@ class Mosquitto:
             ca_file=settings.ca_file,
             username=settings.username,
             password=site.reveal(settings.password),
+            password_in_vault=isinstance(settings.password, VaultRef),
             timeout=settings.timeout,
             clock=site.clock,
             on_request=site.on_request,
@@ -117,12 +140,17 @@ class Mosquitto:
     @property
     def abilities(self) -> Abilities:
         """What the platform's documents allow."""
-        return Abilities(strategy=self.strategy, kills_old=True, expires=False)
+        return Abilities(strategy=self.strategy, kills_old=True, expires=False, pauses=True, creates=True, deletes=True)
 
     @property
     def issue_deadline(self) -> timedelta:
         """The total time that `set_secret` may take: nothing is sent after it."""
         return self._timeout
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """What `provision` may be told."""
+        return OPTIONS
 
     def identity(self, id: str) -> Identity:
         """The id is the username; the client id is free unless the list names one."""
@@ -135,11 +163,11 @@ class Mosquitto:
             Transient, Permanent: no list; reason PROVIDER_ANSWER_UNREADABLE where it isn't what the plugin documents,
                 PROVIDER_UNAVAILABLE where it did not hold still.
         """
-        with self._call("list_keys") as (link, deadline):
+        with self._call("list_keys") as deadline, self._login(deadline) as (link, _password):
             for _ in range(LISTINGS):
                 clients, totals = self._listed(link, deadline)
                 if totals == {len(clients)}:  # else one came or went, and moved others over the edge of a page
-                    return [_upstream(username, client) for username, client in clients.items()]
+                    return [upstream(username, client) for username, client in clients.items()]
             raise Transient(
                 f"{self._name}: list_keys: clients came and went while they were listed",
                 reason=Reason.PROVIDER_UNAVAILABLE,
@@ -160,39 +188,155 @@ class Mosquitto:
             Permanent: nothing was changed (PROVIDER_AUTH, PROVIDER_REFUSED; KEY_UNKNOWN: no such client).
             UnknownOutcome: the command went out and its answer never came, or tells of a fault inside the plugin.
         """
-        self._refuse(identity, secret)
-        with self._call("issue") as (link, deadline):
-            link.ask({"command": "getClient", "username": identity.id}, deadline=deadline, changes=False)
-            link.ask(
-                {"command": "setClientPassword", "username": identity.id, "password": secret.reveal()},
-                deadline=deadline,
-                changes=True,
-            )
+        self._refuse("issue", identity, secret)
+        with self._call("issue") as deadline:
+            if identity.id == self._own.username:
+                self._set_own(secret, deadline)
+            else:
+                with self._login(deadline) as (link, _):
+                    self._set(link, identity.id, secret, deadline)
         return Issued(identity=identity, secret=secret)
+
+    def provision(self, name: str, options: Mapping[str, str], marker: str) -> Issued:
+        """Make the client `name` with a password and roles; one that is there already is found again.
+
+        A client that exists keeps what it has, gets the roles that it lacks, and a new password, since nobody has its
+        old one. `marker` goes into the text name of a new one.
+
+        Raises:
+            Transient: nothing was changed, or only roles were given.
+            Permanent: PROVIDER_REFUSED (an option, a role that does not exist, the daemon's own admin), PROVIDER_AUTH;
+                KEY_INACTIVE: the client exists and is disabled.
+            UnknownOutcome: no answer came to the change.
+        """
+        secret, identity = self.choose(), self.identity(name)
+        if unknown := sorted(options.keys() - OPTIONS.keys()):
+            raise self._refused("provision", f"no such option: {', '.join(unknown)}")
+        if name == self._own.username:
+            raise self._refused("provision", "this is the daemon's own admin")
+        self._refuse("provision", identity, secret)
+        roles = [role.strip() for role in options.get("roles", "").split(",") if role.strip()]
+        with self._call("provision") as deadline, self._login(deadline) as (link, _):
+            try:
+                found = link.ask({"command": "getClient", "username": name}, deadline=deadline, changes=False)
+            except Permanent as exc:
+                if exc.reason is not Reason.KEY_UNKNOWN:
+                    raise
+                link.ask(creation(name, secret, roles, options, marker), deadline=deadline, changes=True)
+            else:
+                self._complete(link, name, found, roles, deadline)
+                self._set(link, name, secret, deadline)
+        return Issued(identity=identity, secret=secret)
+
+    def deactivate(self, identity: Identity) -> None:
+        """Disable a client, which ends its sessions. Disabled already, or gone, is success.
+
+        Raises: Transient, Permanent.
+        """
+        self._change("deactivate", "disableClient", identity.id, absent_is_success=True)
+
+    def reactivate(self, identity: Identity) -> None:
+        """Enable a client. Enabled already is success.
+
+        Raises: Transient, Permanent (KEY_UNKNOWN: it is gone).
+        """
+        self._change("reactivate", "enableClient", identity.id, absent_is_success=False)
+
+    def delete(self, id: str) -> None:
+        """Delete a client, which ends its sessions. Absent is success.
+
+        Raises: Transient, Permanent.
+        """
+        self._change("delete", "deleteClient", id, absent_is_success=True)
 
     def close(self) -> None:
         """Nothing is kept open between calls."""
 
-    def _refuse(self, identity: Identity, secret: Secret) -> None:
+    def _refuse(self, operation: str, identity: Identity, secret: Secret) -> None:
         """Raise for what would do harm, before anybody hears of it."""
-        if self._username in (identity.id, identity.username):
-            # Mosquitto 2.0 ends the admin's own session before it answers, and the daemon would be locked out.
-            problem = "rotating the daemon's own admin is not supported yet"
-        elif not _whole(identity.id) or not _whole(secret.reveal()):
+        own = self._own.username
+        if identity.id != own and identity.username == own:
+            problem = "the key's username is the daemon's own admin, and its id is another's"
+        elif identity.id == own and not self._own.in_vault:
+            # the reference would name a dead password for ever, and nobody could send a command any more
+            problem = "the daemon's own admin is rotated only where its password is read from {vault: PATH#FIELD}"
+        elif not whole(identity.id) or not whole(secret.reveal()):
             # The plugin reads JSON into C strings: it would set what stands before the NUL, and call that success.
             problem = "an empty username or password, or one with a NUL or a lone surrogate, can't be set"
         else:
             return
-        raise Permanent(f"{self._name}: issue: {problem}", reason=Reason.PROVIDER_REFUSED)
+        raise self._refused(operation, problem)
+
+    def _refused(self, operation: str, problem: str) -> Permanent:
+        return Permanent(f"{self._name}: {operation}: {problem}", reason=Reason.PROVIDER_REFUSED)
+
+    # --- commands
+
+    def _set(self, link: ControlLink, username: str, secret: Secret, deadline: float) -> None:
+        link.ask({"command": "getClient", "username": username}, deadline=deadline, changes=False)
+        link.ask(
+            {"command": "setClientPassword", "username": username, "password": secret.reveal()},
+            deadline=deadline,
+            changes=True,
+        )
+
+    def _set_own(self, secret: Secret, deadline: float) -> None:
+        """Change the password with which this very provider logs in.
+
+        The broker ends the session instead of answering. A login tells then: where the new password is the one that it
+        takes, the change happened; where it is still the old one, it is sent again.
+        """
+        self._own.expect(secret)
+        lost: UnknownOutcome | None = None
+        for _ in range(OWN_TRIES):
+            try:
+                with self._login(deadline) as (link, password):
+                    if password != secret.reveal():
+                        self._set(link, self._own.username, secret, deadline)
+                    return
+            except UnknownOutcome as exc:
+                lost = exc
+            except RotatorError as exc:
+                if lost is None:
+                    raise
+                raise lost from exc  # it may have happened, and nobody can look now
+        if lost is not None:
+            raise lost
+
+    def _change(self, operation: str, command: str, username: str, *, absent_is_success: bool) -> None:
+        """One command about a client that may be repeated."""
+        if username == self._own.username or not whole(username):
+            raise self._refused(operation, "not this client")
+        with self._call(operation) as deadline, self._login(deadline) as (link, _):
+            try:
+                link.ask({"command": command, "username": username}, deadline=deadline, changes=False)
+            except Permanent as exc:
+                if exc.reason is not Reason.KEY_UNKNOWN or not absent_is_success:
+                    raise
+
+    def _complete(self, link: ControlLink, username: str, found: Answer, roles: Sequence[str], deadline: float) -> None:
+        """Give a client that exists the roles that it lacks; a role that it has would be an `Internal error`."""
+        client = client_of(found)
+        if client is None:
+            text = f"{self._name}: provision: the answer shows no client"
+            raise Transient(text, reason=Reason.PROVIDER_ANSWER_UNREADABLE)
+        if client.get("disabled") is True:
+            text = f"{self._name}: provision: {username} exists and is disabled"
+            raise Permanent(text, reason=Reason.KEY_INACTIVE)
+        held = roles_of(client)
+        for role in roles:
+            if role not in held:
+                command: Command = {"command": "addClientRole", "username": username, "rolename": role}
+                link.ask(command, deadline=deadline, changes=False)
+
+    # --- the connection
 
     @contextlib.contextmanager
-    def _call(self, operation: str) -> Iterator[tuple[ControlLink, float]]:
-        """A connection for one call and its deadline (of `time.monotonic()`); tells `on_request` how it went."""
+    def _call(self, operation: str) -> Iterator[float]:
+        """The deadline of one call (of `time.monotonic()`); tells `on_request` how it went."""
         start, code = self._clock.monotonic(), Reason.UNFORESEEN.value
-        deadline = time.monotonic() + self._timeout.total_seconds()
         try:
-            with control(self._name, self._target(), deadline) as link:
-                yield link, deadline
+            yield time.monotonic() + self._timeout.total_seconds()
             code = "ok"
         except RotatorError as exc:
             code = exc.reason.value
@@ -201,14 +345,28 @@ class Mosquitto:
             seconds = self._clock.monotonic() - start
             self._on_request(RequestDone(peer=self._name, operation=operation, code=code, seconds=seconds))
 
-    def _target(self) -> ProbeTarget:
+    @contextlib.contextmanager
+    def _login(self, deadline: float) -> Iterator[tuple[ControlLink, str]]:
+        """A connection, and the password that the broker took for it: the first of the candidates that it takes."""
+        with contextlib.ExitStack() as stack:
+            *others, last = self._own.candidates()
+            for password in others:
+                with contextlib.suppress(LoginRefused):
+                    link = stack.enter_context(control(self._name, self._target(password), deadline))
+                    break
+            else:
+                password = last
+                link = stack.enter_context(control(self._name, self._target(password), deadline))
+            yield link, password
+
+    def _target(self, password: str) -> ProbeTarget:
         return ProbeTarget(
             host=self._host,
             port=self._port,
             tls=self._tls,
             ca_file=self._ca_file,
-            username=self._username,
-            password=Secret(self._password()),
+            username=self._own.username,
+            password=Secret(password),
         )
 
     def _listed(self, link: ControlLink, deadline: float) -> tuple[Mapping[str, Mapping[str, object]], set[int]]:
@@ -226,34 +384,9 @@ class Mosquitto:
                 return found, totals
 
     def _page(self, answer: Answer) -> tuple[Mapping[str, Mapping[str, object]], int]:
-        match answer:
-            case {"data": {"totalCount": int(total), "clients": list(clients)}}:
-                page = {each["username"]: each for each in clients if _is_client(each)}
-                if len(page) == len(clients):
-                    return page, total
+        found = page_of(answer)
+        if found is not None:
+            return found
         raise Transient(
             f"{self._name}: list_keys: the answer is no list of clients", reason=Reason.PROVIDER_ANSWER_UNREADABLE
         )
-
-
-def _is_client(entry: object) -> bool:
-    return isinstance(entry, Mapping) and isinstance(entry.get("username"), str)
-
-
-def _upstream(username: str, client: Mapping[str, object]) -> UpstreamKey:
-    client_id, name = client.get("clientid"), client.get("textname")
-    return UpstreamKey(
-        id=username,
-        name=name if isinstance(name, str) else "",
-        problem=Reason.KEY_INACTIVE if client.get("disabled") is True else None,
-        identity=Identity(id=username, username=username, client_id=client_id if isinstance(client_id, str) else None),
-    )
-
-
-def _whole(text: str) -> bool:
-    """Whether text arrives in a C string as it is."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return bool(text) and "\0" not in text

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+PAGE = b"<!doctype html><title>Sign in</title>"  # what a portal in between answers
+
 
 class Answer(StrEnum):
     """What `refreshApiKeyToken` answers."""
@@ -50,6 +52,7 @@ class Faults:
         retry_after: the header's text beside `status`.
         cut: reset the connection.
         truncate: send half of the JSON, well framed.
+        content_type: the effect takes place, and the answer is a page of this type instead of JSON.
     """
 
     answer: Answer = Answer.NORMAL
@@ -64,6 +67,7 @@ class Faults:
     retry_after: str | None = None
     cut: Cut = Cut.NEVER
     truncate: bool = False
+    content_type: str | None = None
 
     def takes_effect(self) -> bool:
         """Whether a refresh that gets `answer` changes the key."""
@@ -81,6 +85,7 @@ class TransportFault:
     retry_after: str | None = None
     cut: Cut = Cut.NEVER
     truncate: bool = False
+    content_type: str | None = None
 
     @classmethod
     def of(cls, faults: Faults) -> TransportFault:
@@ -93,6 +98,7 @@ class TransportFault:
             retry_after=faults.retry_after,
             cut=faults.cut,
             truncate=faults.truncate,
+            content_type=faults.content_type,
         )
 
     @property

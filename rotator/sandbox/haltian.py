@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rotator.sandbox.faults import Answer, Cut, Faults, TransportFault
+from rotator.sandbox.faults import PAGE, Answer, Cut, Faults, TransportFault
 from rotator.sandbox.haltian_api import HaltianApi, Json, Question, error
 from rotator.sandbox.haltian_state import MQTT_ROLE, Organization, PlatformState, User
 from rotator.sandbox.token_sink import ForgetfulSink, TokenSink
@@ -213,6 +213,8 @@ class HaltianPlatform:
             return CutConnection()
         if fault.status is not None:
             return self._plain(fault)
+        if fault.content_type is not None:
+            return Response(PAGE, media_type=fault.content_type, headers=self._date())
         return self._json(answer, truncate=fault.truncate)
 
     def _note(self, fields: tuple[str, ...]) -> TransportFault:

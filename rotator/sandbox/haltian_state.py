@@ -298,6 +298,8 @@ class PlatformState:
             if role not in ROLES:
                 message = f'Foreign key violation. Role "{role}" is not present in table "role"'
                 raise Refusal("constraint-violation", message)
+            if role in key.roles:
+                raise Refusal("constraint-violation", "Uniqueness violation. duplicate key value")
             key.roles.add(role)
             self._tell_broker(key)
             return key

@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rotator.sandbox.faults import Cut, Faults, TransportFault
+from rotator.sandbox.faults import PAGE, Cut, Faults, TransportFault
 from rotator.sandbox.losant_state import (
     AccessKey,
     Json,
@@ -210,6 +210,8 @@ class LosantPlatform:
             return CutConnection()
         if fault.status is not None:
             return self._plain(fault)
+        if fault.content_type is not None:
+            return Response(PAGE, media_type=fault.content_type, headers=self._date())
         content = json.dumps(answer).encode()
         content = content[: len(content) // 2] if fault.truncate else content
         return Response(content, status_code=status, media_type="application/json", headers=self._date())

@@ -71,6 +71,8 @@ class LosantState:
         self._keys: dict[str, AccessKey] = {}
         self.application = new_id()
         self.page_limit = 100  # keys in one answer, whatever `perPage` asks for
+        # device → its tags; a device that is not among them has all tags that a key asks for
+        self.device_tags: dict[str, dict[str, str]] = {}
 
     def live(self) -> dict[str, str]:
         """Usernames → secrets of the keys that let somebody in."""
@@ -183,18 +185,27 @@ class LosantState:
     def authenticate_device(self, body: object) -> Json:
         """`POST /auth/device`: whether this device may come in with this key and secret.
 
-        Tag queries are taken to match, since this platform knows no devices.
-
         Raises: Refusal.
         """
         given = body if isinstance(body, dict) else {}
         with self._lock:
             for key in self._keys.values():
                 fits = key.key == given.get("key") and key.live == given.get("secret") and key.status == "active"
-                listed, tags = key.fields["deviceIds"], key.fields["deviceTags"]
-                if fits and (given.get("deviceId") in listed or tags or not listed):
+                if fits and self.admits(key, str(given.get("deviceId"))):
                     return {"deviceId": given.get("deviceId"), "token": secrets.token_urlsafe(24)}
         raise Refusal(401, "Unauthorized", "Invalid credentials")
+
+    def admits(self, key: AccessKey, device: str) -> bool:
+        """Whether a key's restrictions let a device in: by its id, or by one of its tags as they are at this moment."""
+        listed, wanted = key.fields["deviceIds"], key.fields["deviceTags"]
+        if device in listed or not (listed or wanted):
+            return True
+        if device not in self.device_tags:
+            return bool(wanted)
+        tags = self.device_tags[device].items()
+        return any(
+            tag.get("key", name) == name and tag.get("value", value) == value for tag in wanted for name, value in tags
+        )
 
     def _changed(self) -> None:
         if self._on_change is not None:

@@ -14,7 +14,19 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
-OPERATIONS = ("refreshApiKeyToken", "refreshToken", "apiKeys", "logout", "login")
+OPERATIONS = (
+    "refreshApiKeyToken",
+    "refreshToken",
+    "apiKeys",
+    "logout",
+    "login",
+    "mqttSubscriptionIntegration",
+    "createMqttSubscriptionIntegration",
+    "createApiKey",
+    "assignApiKeyOrganizationRole",
+    "assignMqttSubscriptionIntegrationApiKey",
+    "deleteApiKey",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ class RestDouble:
             def _serve(self) -> None:
                 double._serve(self)
 
-            do_GET = do_POST = do_PATCH = do_DELETE = _serve
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True

@@ -16,8 +16,8 @@ from contract.rest_double import RestDouble
 from provider_site import built
 from rotator.clock import SystemClock
 from rotator.errors import BadAnswer, Permanent, RotatorError, Transient, UnknownOutcome
-from rotator.model import Identity, RequestDone, Strategy
-from rotator.ports import Replacing
+from rotator.model import Identity, RequestDone, Secret, Strategy, Verdict
+from rotator.ports import Checking, Deactivating, Deleting, Provisioning, Replacing
 from rotator.providers import Losant, make_client
 from rotator.reasons import Reason
 from rotator.sandbox.losant import Cut, Faults, LosantAnswer, LosantPlatform, new_id
@@ -49,6 +49,33 @@ class AheadClock(SystemClock):
 
     def monotonic(self) -> float:
         return super().monotonic() + self.ahead
+
+
+# what an answer means: to the call that makes a key, and to one that may be repeated
+PROBLEM = {"type": "Validation", "message": "no"}
+UNKNOWN = (UnknownOutcome, Reason.OUTCOME_UNKNOWN)
+AUTH = (Permanent, Reason.PROVIDER_AUTH)
+REFUSED = (Permanent, Reason.PROVIDER_REFUSED)
+UNAVAILABLE = (Transient, Reason.PROVIDER_UNAVAILABLE)
+UNREADABLE = (Transient, Reason.PROVIDER_ANSWER_UNREADABLE)
+LIMITED = (Transient, Reason.PROVIDER_RATE_LIMITED)
+ANSWERS = [
+    (Scripted(status=429), LIMITED, LIMITED),
+    (Scripted(status=401, body={"type": "Unauthorized", "message": "no"}), AUTH, AUTH),
+    (Scripted(status=403), AUTH, AUTH),
+    (Scripted(status=400, body=PROBLEM), REFUSED, REFUSED),
+    (Scripted(status=404, body=b"<html>nothing here</html>"), REFUSED, REFUSED),
+    (Scripted(status=404, body={}), REFUSED, REFUSED),
+    (Scripted(status=302, headers={"Location": "/x"}), REFUSED, REFUSED),
+    (Scripted(status=408), UNKNOWN, UNAVAILABLE),
+    (Scripted(status=500, body={"type": "InternalServerError", "message": "oops"}), UNKNOWN, UNAVAILABLE),
+    (Scripted(status=502, body=b"<html>"), UNKNOWN, UNAVAILABLE),
+    (Scripted(status=503), UNKNOWN, UNAVAILABLE),
+    (Scripted(body=b"<html>captive portal</html>"), UNKNOWN, UNREADABLE),
+    (Scripted(body=b""), UNKNOWN, UNREADABLE),
+    (Scripted(body=[1]), UNKNOWN, UNREADABLE),
+    (Scripted(body=b"[" * 100_000), UNKNOWN, UNREADABLE),
+]
 
 
 @pytest.fixture
@@ -122,12 +149,24 @@ def test_the_registry_builds_a_replacing_provider(platform: LosantPlatform) -> N
     provider = built("losant", "lifts", settings, secrets={"TOKEN": platform.token})
     assert isinstance(provider, Replacing)
     assert (Strategy.REPLACE, True) == (provider.strategy, provider.deactivates)
+    assert [] == [each for each in (Checking, Deactivating, Deleting, Provisioning) if not isinstance(provider, each)]
+    abilities = provider.abilities
+    assert (False, False) == (abilities.kills_old, abilities.expires)
+    assert (True, True, True, False) == (abilities.pauses, abilities.creates, abilities.deletes, abilities.checks)
     assert ("lifts", timedelta(seconds=30)) == (provider.name, provider.issue_deadline)
     assert Identity(id=KEY, username=KEY) == provider.identity(KEY)
     assert [] == list(provider.list_keys())
     provider.close()
     with pytest.raises(Transient):
         provider.list_keys()
+
+
+def test_secrets_are_checked_where_that_is_asked_for(platform: LosantPlatform) -> None:
+    """`check: true`: not by itself, since a key without a device can't be checked."""
+    settings = {"url": platform.url, "application": platform.application, "token": {"env": "TOKEN"}, "check": True}
+    provider = built("losant", "lifts", settings, secrets={"TOKEN": platform.token})
+    assert provider.abilities.checks
+    provider.close()
 
 
 def test_a_clone_may_do_what_its_original_may(platform: LosantPlatform, build: Build) -> None:
@@ -214,7 +253,7 @@ def test_a_key_made_while_the_list_is_read_hides_no_other(platform: LosantPlatfo
     ids = [platform.add_key()[0].id for _ in range(4)]
     platform.state.page_limit = 2
     new: list[str] = []
-    provider = build(platform, token=lambda: _and(platform, lambda: new.append(platform.add_key()[0].id), on=1))
+    provider = build(platform, token=between(platform, lambda: new.append(platform.add_key()[0].id), on=1))
     listed = [key.id for key in provider.list_keys()]
     assert 1 == len(new)
     assert [*ids, *new] == listed
@@ -224,7 +263,7 @@ def test_a_key_deleted_while_the_list_is_read_hides_no_other(platform: LosantPla
     """Pages shift, so the list is read again."""
     ids = [platform.add_key()[0].id for _ in range(5)]
     platform.state.page_limit = 2
-    provider = build(platform, token=lambda: _and(platform, lambda: platform.state.delete(ids[0]), on=1))
+    provider = build(platform, token=between(platform, lambda: platform.state.delete(ids[0]), on=1))
     assert ids[1:] == [key.id for key in provider.list_keys()]
 
 
@@ -233,17 +272,24 @@ def test_a_list_that_never_holds_still_is_none(platform: LosantPlatform, build: 
     for _ in range(50):
         platform.add_key()
     platform.state.page_limit = 2
-    provider = build(platform, token=lambda: _and(platform, lambda: platform.state.delete(platform.keys()[0]["id"])))
+    provider = build(platform, token=between(platform, lambda: platform.state.delete(platform.keys()[0]["id"])))
     with pytest.raises(Transient) as caught:
         provider.list_keys()
     assert Reason.PROVIDER_UNAVAILABLE is caught.value.reason
 
 
-def _and(platform: LosantPlatform, then: Callable[[], object], on: int | None = None) -> str:
-    """The token; before the request after `on` others (each, where None), something happens at the platform."""
-    if on is None or on == len(platform.seen):
-        then()
-    return platform.token
+def between(platform: LosantPlatform, then: Callable[[], object], on: int | None = None) -> Callable[[], str]:
+    """Reads the token; before the request after `on` others (each, where None), something happens at the platform."""
+    happened: set[int] = set()
+
+    def token() -> str:
+        count = len(platform.seen)
+        if on in (None, count) and count not in happened:
+            happened.add(count)
+            then()
+        return platform.token
+
+    return token
 
 
 def test_an_inactive_original_is_not_cloned(platform: LosantPlatform, build: Build) -> None:
@@ -294,12 +340,13 @@ def test_a_token_that_is_refused_is_provider_auth(
 
 def test_the_token_is_read_anew_for_each_request(platform: LosantPlatform, build: Build) -> None:
     """A token that was changed counts at once, and a scope that is missing is told."""
-    tokens = [platform.add_token("applicationKey.*"), platform.token]
-    provider = build(platform, token=lambda: tokens.pop(0))
+    token = [platform.add_token("applicationKey.*")]
+    provider = build(platform, token=lambda: token[0])
     with pytest.raises(Permanent) as caught:
         provider.list_keys()
     assert Reason.PROVIDER_AUTH is caught.value.reason
     assert "scope" in str(caught.value)
+    token[0] = platform.token
     assert [] == list(provider.list_keys())
 
 
@@ -319,7 +366,7 @@ def test_a_clone_without_its_restrictions_is_deleted_again(platform: LosantPlatf
     platform.answer = LosantAnswer.UNRESTRICTED
     with pytest.raises(Permanent) as caught:
         build(platform).create(Identity(id=old.id, username=old.key), MARKER)
-    assert Reason.PROVIDER_REFUSED is caught.value.reason
+    assert Reason.CLONE_DIFFERS is caught.value.reason
     assert "deviceIds, deviceTags" in str(caught.value)
     assert {old.key: secret} == platform.live()
     assert 1 == platform.count("create")
@@ -356,6 +403,7 @@ def test_any_other_right_is_a_reason_to_delete(double: RestDouble, build: Build,
     double.script["POST"], double.script["DELETE"] = [made(**fields)], [Scripted(body={"success": True})]
     with pytest.raises(Permanent) as caught:
         build(double).create(identity(), MARKER)
+    assert Reason.CLONE_DIFFERS is caught.value.reason
     assert next(iter(fields)) in str(caught.value)
     assert ["GET", "POST", "DELETE"] == double.methods()
     assert double.calls[-1].path.endswith(f"/keys/{CLONE}")
@@ -422,32 +470,154 @@ def test_an_original_that_cannot_be_read_is_not_cloned(
     assert ["GET"] == double.methods()
 
 
+# --- a check that disturbs nobody ----------------------------------------------------------------------------------
+
+
+def test_a_secret_is_checked_without_a_connection(platform: LosantPlatform, build: Build) -> None:
+    """The platform's documents: 200 with a token, or 401; and a paused key lets nobody in."""
+    key, secret = platform.add_key(deviceIds=[DEVICE])
+    provider = build(platform)
+    mine = provider.list_keys()[0].identity
+    assert mine is not None
+    assert Verdict.ACCEPTED == provider.check(mine, Secret(secret)).verdict
+    refused = provider.check(mine, Secret("wrong"))
+    assert (Verdict.REFUSED, "Unauthorized: Invalid credentials") == (refused.verdict, refused.detail)
+    provider.deactivate(mine)
+    assert Verdict.REFUSED == provider.check(mine, Secret(secret)).verdict
+    login = {"deviceId": DEVICE, "key": key.key, "secret": secret}
+    assert [login] == [seen.body for seen in platform.seen if seen.operation == "auth"][:1]
+
+
+def test_a_key_of_many_devices_is_checked_with_the_first(platform: LosantPlatform, build: Build) -> None:
+    """The list knows no single device then, so the key is asked for; so it is where only its id is known."""
+    _, secret = platform.add_key(deviceIds=[DEVICE, new_id()])
+    provider = build(platform)
+    mine = provider.list_keys()[0].identity
+    assert mine is not None
+    assert Verdict.ACCEPTED == provider.check(mine, Secret(secret)).verdict
+    assert Verdict.REFUSED == provider.check(mine, Secret("wrong")).verdict
+    assert Verdict.ACCEPTED == provider.check(provider.identity(mine.id), Secret(secret)).verdict
+    assert [DEVICE] * 3 == [seen.body["deviceId"] for seen in platform.seen if isinstance(seen.body, dict)]
+
+
+@pytest.mark.parametrize("fields", [{}, {"deviceTags": [{"key": "type", "value": "thermostat"}]}])
+def test_a_key_that_names_no_device_is_not_checked(
+    platform: LosantPlatform, build: Build, fields: dict[str, object]
+) -> None:
+    """Nothing is claimed of it, nor of one that is gone or no id at all."""
+    platform.add_key(**fields)
+    provider = build(platform)
+    mine = provider.list_keys()[0].identity
+    assert mine is not None
+    for identity_ in (mine, Identity(id=KEY, username="gone"), Identity(id="..", username="no id")):
+        assert Verdict.UNREACHABLE == provider.check(identity_, Secret("any")).verdict
+    assert 0 == platform.count("auth")
+
+
+@pytest.mark.parametrize("answer", [answer for answer, _, _ in ANSWERS if answer.status != 401])
+def test_a_check_without_a_word_about_the_secret(double: RestDouble, build: Build, answer: Scripted) -> None:
+    """Neither accepted nor refused, and never an exception; no token goes to this address."""
+    double.script["POST"] = [answer]
+    probed = build(double).check(identity(), Secret(SECRET))
+    assert Verdict.UNREACHABLE == probed.verdict
+    assert SECRET not in probed.detail
+    assert [("POST", "/auth/device", None)] == [(call.method, call.path, call.authorization) for call in double.calls]
+
+
+def test_a_platform_that_is_away_refuses_no_secret(platform: LosantPlatform, build: Build) -> None:
+    """Nobody listens: UNREACHABLE."""
+    provider = build(platform)
+    platform.stop()
+    assert Verdict.UNREACHABLE == provider.check(identity(), Secret(SECRET)).verdict
+
+
+# --- a new key -----------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_provisioned(platform: LosantPlatform, build: Build) -> None:
+    """With all that was asked for, as the platform's own words for it; the marker is in the description."""
+    options = {
+        "description": "the lifts",
+        "deviceIds": DEVICE,
+        "deviceTags": "type=thermostat, floor",
+        "filterType": "whitelist",
+        "pubTopics": "lifts/up",
+        "subTopics": "lifts/#, other/+",
+        "addressFilterType": "whitelist",
+        "addresses": "10.0.0.0/8,192.0.2.7",
+    }
+    provider = build(platform)
+    assert options.keys() == provider.options.keys()
+    issued = provider.provision("building-a", options, MARKER)
+    body = platform.seen[-1].body
+    assert {
+        "name": "building-a",
+        "description": f"the lifts {MARKER}",
+        "deviceIds": [DEVICE],
+        "deviceTags": [{"key": "type", "value": "thermostat"}, {"key": "floor"}],
+        "filterType": "whitelist",
+        "pubTopics": ["lifts/up"],
+        "subTopics": ["lifts/#", "other/+"],
+        "addressFilterType": "whitelist",
+        "addresses": ["10.0.0.0/8", "192.0.2.7"],
+    } == body
+    assert {issued.identity.username: issued.secret.reveal()} == platform.live()
+    assert DEVICE == issued.identity.client_id
+
+
+def test_provisioning_again_makes_no_second_key(platform: LosantPlatform, build: Build) -> None:
+    """The lost answer of the same call is made good by a new key in its place; another's key of that name is left."""
+    provider = build(platform)
+    platform.faults = Faults(operations=frozenset({"create"}), cut=Cut.AFTER_EFFECT, times=1)
+    with pytest.raises(UnknownOutcome):
+        provider.provision("building-a", {"deviceIds": DEVICE}, MARKER)
+    issued = provider.provision("building-a", {"deviceIds": DEVICE}, MARKER)
+    assert {issued.identity.username: issued.secret.reveal()} == platform.live()
+    with pytest.raises(Permanent) as caught:
+        provider.provision("building-a", {"deviceIds": DEVICE}, "rotator-0123456789ab-2")
+    assert Reason.PROVIDER_REFUSED is caught.value.reason
+    assert issued.identity.id in str(caught.value)
+    assert 1 == len(platform.keys())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("building-a", {}),
+        ("building-a", {"deviceIds": " , "}),
+        ("building-a", {"deviceIds": DEVICE, "colour": "red"}),
+        ("building-a", {"deviceIds": "no id"}),
+        ("building-a", {"deviceIds": DEVICE, "filterType": "some"}),
+        (" ", {"deviceIds": DEVICE}),
+        ("\ud800", {"deviceIds": DEVICE}),
+    ],
+)
+def test_what_cannot_be_provisioned(platform: LosantPlatform, build: Build, name: str, options: dict[str, str]) -> None:
+    """PROVIDER_REFUSED, and nothing is made; least of all a key for every device, by saying nothing."""
+    with pytest.raises(Permanent) as caught:
+        build(platform).provision(name, options, MARKER)
+    assert Reason.PROVIDER_REFUSED is caught.value.reason
+    assert [] == platform.keys()
+
+
+def test_a_key_for_every_device_is_made_on_purpose(platform: LosantPlatform, build: Build) -> None:
+    """`deviceIds: all` says so."""
+    build(platform).provision("everyone", {"deviceIds": "all"}, MARKER)
+    made = platform.keys()
+    assert [([], [])] == [(key["deviceIds"], key["deviceTags"]) for key in made]
+
+
+def test_a_new_key_that_came_out_open_is_deleted_again(platform: LosantPlatform, build: Build) -> None:
+    """As with a clone: it would let every device in."""
+    platform.answer = LosantAnswer.UNRESTRICTED
+    with pytest.raises(Permanent) as caught:
+        build(platform).provision("building-a", {"deviceIds": DEVICE}, MARKER)
+    assert Reason.CLONE_DIFFERS is caught.value.reason
+    assert [] == platform.keys()
+
+
 # --- refusals and faults -------------------------------------------------------------------------------------------
 
-PROBLEM = {"type": "Validation", "message": "no"}
-UNKNOWN = (UnknownOutcome, Reason.OUTCOME_UNKNOWN)
-AUTH = (Permanent, Reason.PROVIDER_AUTH)
-REFUSED = (Permanent, Reason.PROVIDER_REFUSED)
-UNAVAILABLE = (Transient, Reason.PROVIDER_UNAVAILABLE)
-UNREADABLE = (Transient, Reason.PROVIDER_ANSWER_UNREADABLE)
-LIMITED = (Transient, Reason.PROVIDER_RATE_LIMITED)
-ANSWERS = [
-    (Scripted(status=429), LIMITED, LIMITED),
-    (Scripted(status=401, body={"type": "Unauthorized", "message": "no"}), AUTH, AUTH),
-    (Scripted(status=403), AUTH, AUTH),
-    (Scripted(status=400, body=PROBLEM), REFUSED, REFUSED),
-    (Scripted(status=404, body=b"<html>nothing here</html>"), REFUSED, REFUSED),
-    (Scripted(status=404, body={}), REFUSED, REFUSED),
-    (Scripted(status=302, headers={"Location": "/x"}), REFUSED, REFUSED),
-    (Scripted(status=408), UNKNOWN, UNAVAILABLE),
-    (Scripted(status=500, body={"type": "InternalServerError", "message": "oops"}), UNKNOWN, UNAVAILABLE),
-    (Scripted(status=502, body=b"<html>"), UNKNOWN, UNAVAILABLE),
-    (Scripted(status=503), UNKNOWN, UNAVAILABLE),
-    (Scripted(body=b"<html>captive portal</html>"), UNKNOWN, UNREADABLE),
-    (Scripted(body=b""), UNKNOWN, UNREADABLE),
-    (Scripted(body=[1]), UNKNOWN, UNREADABLE),
-    (Scripted(body=b"[" * 100_000), UNKNOWN, UNREADABLE),
-]
 KIND = tuple[type[RotatorError], Reason]
 
 
@@ -588,7 +758,7 @@ def test_nothing_is_made_after_the_deadline(
     """Both requests share one total: where the first left no time, the one that makes a key is not sent."""
 
     def token() -> str:
-        clock.ahead += seconds * len(double.calls)  # passes between the two requests
+        clock.ahead = seconds * len(double.calls)  # passes between the two requests
         return TOKEN
 
     double.script["POST"] = [made()]

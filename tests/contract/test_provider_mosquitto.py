@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from rotator.sandbox.mosquitto import MosquittoBroker
 from rotator.verify import MqttProber
 
 ADMIN_PASSWORD = "admin-password"
+MARKER = "rotator-0123456789ab-1"
 Build = Callable[..., Mosquitto]
 
 
@@ -311,6 +313,171 @@ def test_nothing_stays_behind(broker: Broker, build: Build, user: str) -> None:
         build(broker.port, password=lambda: "wrong").list_keys()
     provider.close()
     assert (threads, files) == (threading.active_count(), len(os.listdir("/proc/self/fd")))
+
+
+# --- whole life, on a real Mosquitto ---------------------------------------------------------------------------------
+
+
+def test_a_client_is_provisioned(broker: Broker, build: Build) -> None:
+    """With its roles, a text name that shows the marker, and the one client id it may have."""
+    name, provider = f"made-{secrets.token_hex(4)}", build(broker.port)
+    issued = provider.provision(name, {"roles": "reader", "text": "the lifts", "client_id": "lift-7"}, MARKER)
+    assert who(name) == issued.identity
+    accepted = broker.target(name, issued.secret.reveal())
+    assert Verdict.ACCEPTED == MqttProber().probe(replace(accepted, client_id="lift-7")).verdict
+    assert Verdict.REFUSED == MqttProber().probe(accepted).verdict
+    listed = {key.id: key for key in provider.list_keys()}[name]
+    assert (f"the lifts {MARKER}", MARKER) == (listed.name, listed.marker)
+
+
+def test_provisioning_again_finds_the_client(broker: Broker, build: Build, user: str) -> None:
+    """It keeps its roles, gets the ones that it lacks, and a new secret, since nobody has the old one."""
+    provider = build(broker.port)
+    broker.control("createRole", f"role-{user}")
+    broker.control("addRoleACL", f"role-{user}", "subscribePattern", "more/#", "allow")
+    for _ in range(2):
+        issued = provider.provision(user, {"roles": f"reader, role-{user}"}, MARKER)
+        for subscribe in ("data/#", "more/#"):
+            target = broker.target(user, issued.secret.reveal(), subscribe)
+            assert Verdict.ACCEPTED == MqttProber().probe(target).verdict
+    assert Verdict.REFUSED == verdict(broker, user, "old-secret")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"colour": "red"}, "no such option: colour"), ({"roles": "reader,nope"}, "Role not found")]
+)
+def test_what_cannot_be_provisioned(broker: Broker, build: Build, options: dict[str, str], said: str) -> None:
+    """PROVIDER_REFUSED, and no client is made."""
+    name, provider = f"made-{secrets.token_hex(4)}", build(broker.port)
+    with pytest.raises(Permanent) as failed:
+        provider.provision(name, options, MARKER)
+    assert failed.value.reason is Reason.PROVIDER_REFUSED
+    assert said in failed.value.message
+    assert name not in {key.id for key in provider.list_keys()}
+
+
+def test_a_disabled_client_is_not_provisioned(broker: Broker, build: Build, user: str) -> None:
+    """Somebody has shut it out: KEY_INACTIVE, and its password stays."""
+    broker.control("disableClient", user)
+    with pytest.raises(Permanent) as failed:
+        build(broker.port).provision(user, {}, MARKER)
+    assert failed.value.reason is Reason.KEY_INACTIVE
+    broker.control("enableClient", user)
+    assert Verdict.ACCEPTED == verdict(broker, user, "old-secret")
+
+
+def test_a_client_is_paused_brought_back_and_deleted(
+    broker: Broker, build: Build, user: str, done: list[RequestDone]
+) -> None:
+    """Each verb may be repeated; gone is success for all but the one that brings a client back."""
+    provider = build(broker.port)
+    with closing(Link(broker.target(user, "old-secret"), client_id=f"consumer-{user}")) as link:
+        session(link, "data/#", time.monotonic() + 5)
+        for _ in range(2):
+            provider.deactivate(who(user))
+            assert Verdict.REFUSED == verdict(broker, user, "old-secret")
+        until(lambda: is_gone(link), "the session is ended")
+    for _ in range(2):
+        provider.reactivate(who(user))
+        assert Verdict.ACCEPTED == verdict(broker, user, "old-secret")
+    for _ in range(2):
+        provider.delete(user)
+        assert user not in {key.id for key in provider.list_keys()}
+    provider.deactivate(who(user))
+    with pytest.raises(Permanent) as failed:
+        provider.reactivate(who(user))
+    assert failed.value.reason is Reason.KEY_UNKNOWN
+    assert ("reactivate", "key_unknown") == codes(done)[-1]
+
+
+# --- its own admin ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(broker: Broker) -> str:
+    """An admin with the password `first`."""
+    name = f"own-{secrets.token_hex(4)}"
+    broker.client(name, "first", role="admin")
+    return name
+
+
+def test_its_own_admin_is_rotated(broker: Broker, build: Build, own: str, done: list[RequestDone]) -> None:
+    """Mosquitto ends the session instead of answering; the new password is proof; Vault follows, and a way back."""
+    vault = {"password": "first"}
+    provider = build(broker.port, username=own, password=lambda: vault["password"], password_in_vault=True)
+    issued = provider.set_secret(who(own), Secret("second"))
+    assert Secret("second") == issued.secret
+    assert Verdict.REFUSED == MqttProber().probe(broker.target(own, "first", None)).verdict
+    assert Verdict.ACCEPTED == MqttProber().probe(broker.target(own, "second", None)).verdict
+    assert own in {key.id for key in provider.list_keys()}  # while the reference still names the old one
+    vault["password"] = "second"
+    provider.set_secret(who(own), Secret("third"))
+    provider.set_secret(who(own), Secret("second"))
+    assert own in {key.id for key in provider.list_keys()}
+    assert [("issue", "ok"), ("list_keys", "ok"), ("issue", "ok"), ("issue", "ok"), ("list_keys", "ok")] == codes(done)
+
+
+def test_its_own_admin_is_rotated_again_after_a_restart(broker: Broker, build: Build, own: str) -> None:
+    """The process died after the change: the sealed secret, which comes again, is what lets it in."""
+    provider = build(broker.port, username=own, password=lambda: "stale", password_in_vault=True)
+    with pytest.raises(Permanent):
+        provider.list_keys()
+    provider.set_secret(who(own), Secret("first"))
+    assert own in {key.id for key in provider.list_keys()}
+
+
+class Picky(ControlDouble):
+    """A broker with one admin, that lets in whoever has the password of this moment and nobody else."""
+
+    live = ADMIN_PASSWORD
+
+    def _answer(self, connection: Any, kind: int, body: bytes) -> None:
+        if kind >> 4 == 1:
+            self.connack = 0 if body.endswith(self.live.encode()) else 0x87
+        super()._answer(connection, kind, body)
+
+
+@pytest.fixture
+def picky() -> Iterator[Picky]:
+    """Such a broker."""
+    with Picky() as served:
+        yield served
+
+
+def test_a_change_that_did_not_happen_is_sent_again(picky: Picky, build: Build) -> None:
+    """Cut off before the effect: the old password still lets in, so the command goes out once more."""
+    replies = [Reply(cut=True)]
+    picky.script = at("setClientPassword", lambda command: replies.pop() if replies else agree(command))
+    build(picky.port, password_in_vault=True).set_secret(who("admin"), Secret("new"))
+    assert ["getClient", "setClientPassword"] * 2 == picky.names()
+    assert [("admin", ADMIN_PASSWORD)] * 2 == picky.logins
+
+
+def test_a_change_that_happened_is_not_sent_again(picky: Picky, build: Build) -> None:
+    """Cut off after the effect: the old password is refused, the new one lets in, and that is all there is to know."""
+
+    def change(command: Command) -> Reply:
+        picky.live = command["password"]
+        return Reply(cut=True)
+
+    picky.script = at("setClientPassword", change)
+    build(picky.port, password_in_vault=True).set_secret(who("admin"), Secret("new"))
+    assert ["getClient", "setClientPassword"] == picky.names()
+    assert [ADMIN_PASSWORD, ADMIN_PASSWORD, "new"] == [password for _, password in picky.logins]
+
+
+@pytest.mark.parametrize("after", ["", "somebody else's"])
+def test_a_change_of_which_nothing_can_be_known(picky: Picky, build: Build, after: str) -> None:
+    """Cut off time and again, or locked out by a third password: an unknown outcome, after three logins at most."""
+
+    def change(_: Command) -> Reply:
+        picky.live = after or picky.live
+        return Reply(cut=True)
+
+    picky.script = at("setClientPassword", change)
+    with pytest.raises(UnknownOutcome):
+        build(picky.port, password_in_vault=True).set_secret(who("admin"), Secret("new"))
+    assert 3 == len(picky.logins)
 
 
 # --- faults, by script -----------------------------------------------------------------------------------------------

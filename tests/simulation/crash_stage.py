@@ -47,6 +47,7 @@ class Variant:
     strategy: Strategy
     dated: bool = True
     deactivates: bool = True
+    expires: bool | None = None  # what the platform's documents say of dates; None: what it does
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,13 @@ class Stage:
         self.variant, self.directory = variant, directory / "life-0"
         self.world = World()
         self.clock = self.world.clock
-        self.platform = Platform(self.world, variant.strategy, dated=variant.dated, deactivates=variant.deactivates)
+        self.platform = Platform(
+            self.world,
+            variant.strategy,
+            dated=variant.dated,
+            deactivates=variant.deactivates,
+            expires=variant.expires,
+        )
         self.vault = Vault(self.world)
         self.broker = Broker(self.world, self.platform)
         self.tally = Tally()

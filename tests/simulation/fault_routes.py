@@ -15,7 +15,8 @@ UNDATED = Variant("in place undated", Strategy.IN_PLACE, dated=False)
 REPLACE = Variant("replace", Strategy.REPLACE)
 DELETES = Variant("replace without deactivation", Strategy.REPLACE, deactivates=False)
 CHOSEN = Variant("chosen", Strategy.CHOSEN, dated=False)
-VARIANTS = (IN_PLACE, UNDATED, REPLACE, DELETES, CHOSEN)
+DATELESS = Variant("in place without the date it should have", Strategy.IN_PLACE, dated=False, expires=True)
+VARIANTS = (IN_PLACE, UNDATED, DATELESS, REPLACE, DELETES, CHOSEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +101,14 @@ ROUTES = (
         issued=2,
         prepare=_first_refused,
     ),
-    Route(UNDATED, "usual", "[preflight issue probe promote PROOF finish]"),
-    Route(UNDATED, "answer lost", "preflight issue [look issue] probe promote PROOF finish", issued=2, prepare=_LOST),
-    Route(UNDATED, "call lost", f"preflight issue [look look] {_ANEW} finish", prepare=_NEVER),
+    Route(UNDATED, "usual", "[preflight issue promote probe PROOF finish]"),
+    Route(UNDATED, "answer lost", "preflight issue [look issue] promote probe PROOF finish", issued=2, prepare=_LOST),
+    Route(
+        UNDATED, "call lost", "preflight issue [look look preflight] issue promote probe PROOF finish", prepare=_NEVER
+    ),
+    Route(DATELESS, "usual", "[preflight issue probe promote PROOF finish]"),
+    Route(DATELESS, "answer lost", "preflight issue [look issue] probe promote PROOF finish", issued=2, prepare=_LOST),
+    Route(DATELESS, "call lost", f"preflight issue [look look] {_ANEW} finish", prepare=_NEVER),
     Route(REPLACE, "usual", f"[{_ANEW} deactivate reconfirm delete finish]"),
     Route(
         REPLACE,

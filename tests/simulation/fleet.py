@@ -221,7 +221,13 @@ class Fleet:
         self.vault.paths[path] = [{NOTE: "0", "username": born.id, "password": born.secret}]
         consumers = self._consumers(number, dice, path, platform, born)
         deactivates = platform.deactivates
-        limits = Limits(settle=timedelta(0), propagation=timedelta(seconds=5), grace=GRACE, deactivates=deactivates)
+        limits = Limits(
+            settle=timedelta(0),
+            propagation=timedelta(seconds=5),
+            grace=GRACE,
+            deactivates=deactivates,
+            expires=platform.dated,
+        )
         # an answer without an expiry must be proven at the broker where the platform made the secret
         verify = platform.name == "undated" or dice.random() < 0.85
         key = managed(

@@ -111,13 +111,14 @@ class Platform:
         lifetime: timedelta | None = timedelta(days=90),
         dated: bool = True,
         deactivates: bool = True,
+        expires: bool | None = None,
     ) -> None:
         self.world, self.name, self.strategy = world, name, strategy
         self.lifetime, self.dated, self.deactivates = lifetime, dated, deactivates
         self.abilities = Abilities(
             strategy=strategy,
             kills_old=strategy is not Strategy.REPLACE,
-            expires=dated,
+            expires=dated if expires is None else expires,
             pauses=deactivates,
             deletes=True,
         )
@@ -414,7 +415,13 @@ def managed(
     def target(identity: Identity, secret: Secret) -> ProbeTarget:
         return ProbeTarget(host="broker.example", port=1883, username=identity.username, password=secret)
 
-    usual = Limits(settle=timedelta(0), propagation=timedelta(seconds=5), grace=DAY, deactivates=platform.deactivates)
+    usual = Limits(
+        settle=timedelta(0),
+        propagation=timedelta(seconds=5),
+        grace=DAY,
+        deactivates=platform.deactivates,
+        expires=platform.abilities.expires,
+    )
     return ManagedKey(
         name=name,
         provider=platform,

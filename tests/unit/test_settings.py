@@ -345,7 +345,12 @@ SPARE = "min_interval: 0s"  # a line that says nothing, in whose place another c
         (SPARE, "verifi: {host: broker.example}", "unknown name `keys.building-a.verifi`", "did you mean `verify`?"),
         ("kind: systemd, ", "kind: systemd, untit: x, ", "unknown name `consumers.ingest.untit`", "`unit`"),
         ("confirm: {broker: {}}", "confirm: {broker: {hots: x}}", "`consumers.ingest.confirm.broker.hots`", "`host`"),
-        ("kind: haltian", "kind: haltain", "providers.haltian-eu: must be one of haltian", "did you mean `haltian`?"),
+        (
+            "kind: haltian",
+            "kind: haltain",
+            "providers.haltian-eu: must be one of graphql, haltian",
+            "did you mean `haltian`?",
+        ),
         ("kind: systemd", "kind: systemdd", "must be one of systemd, command", "did you mean `systemd`?"),
         ("kind: systemd, ", "", "consumers.ingest: `kind` is missing", "one of systemd, command"),
         ("method: token", "method: tokn", "vault.auth: must be one of token, approle", "did you mean `token`?"),

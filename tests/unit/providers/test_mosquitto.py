@@ -10,7 +10,7 @@ import pytest
 from rotator.clock import SystemClock
 from rotator.errors import Permanent, RotatorError, Transient, UnknownOutcome
 from rotator.model import Identity, RequestDone, Secret, Strategy
-from rotator.ports import Choosing
+from rotator.ports import Choosing, Deactivating, Deleting, Evicting, Provisioning
 from rotator.providers import PROVIDERS, Kind, Mosquitto
 from rotator.providers.dynamic_security import refusal
 from rotator.providers.mosquitto import MosquittoSettings
@@ -46,7 +46,11 @@ def provider(told: list[RequestDone]) -> Mosquitto:
 def test_it_is_a_provider_whose_caller_chooses(provider: Mosquitto) -> None:
     """Registry, strategy and deadline say what the engine needs."""
     assert PROVIDERS["mosquitto"] == Kind(MosquittoSettings, Mosquitto.configured)
-    assert isinstance(provider, Choosing)
+    assert [] == [each for each in (Choosing, Deactivating, Deleting, Provisioning) if not isinstance(provider, each)]
+    assert not isinstance(provider, Evicting)  # Mosquitto ends the sessions itself
+    abilities = provider.abilities
+    assert (True, False) == (abilities.kills_old, abilities.expires)
+    assert (True, True, True) == (abilities.pauses, abilities.creates, abilities.deletes)
     assert ("broker", Strategy.CHOSEN) == (provider.name, provider.strategy)
     assert timedelta(seconds=7) == provider.issue_deadline
     assert Identity(id="meter-1", username="meter-1") == provider.identity("meter-1")
@@ -63,15 +67,38 @@ def test_chosen_secrets_are_long_plain_and_new(provider: Mosquitto) -> None:
 
 
 @pytest.mark.parametrize(
-    "identity",
-    [Identity(id="admin", username="admin"), Identity(id="x", username="admin"), Identity(id="admin", username="x")],
+    ("id", "username", "problem"),
+    [
+        ("admin", "admin", "is rotated only where its password is read from {vault: PATH#FIELD}"),
+        ("admin", "x", "is rotated only where its password is read from {vault: PATH#FIELD}"),
+        ("x", "admin", "its id is another's"),
+    ],
 )
-def test_its_own_admin_is_refused(provider: Mosquitto, told: list[RequestDone], identity: Identity) -> None:
-    """The login that the daemon itself uses is left alone, before anything is sent or even read."""
+def test_its_own_admin_is_refused(
+    provider: Mosquitto, told: list[RequestDone], id: str, username: str, problem: str
+) -> None:
+    """A password from a file would be dead after it: refused before anything is sent or even read."""
     with pytest.raises(Permanent) as failed:
-        provider.set_secret(identity, Secret("hush"))
+        provider.set_secret(Identity(id=id, username=username), Secret("hush"))
     assert failed.value.reason is Reason.PROVIDER_REFUSED
-    assert "broker: issue: rotating the daemon's own admin is not supported yet" == failed.value.message
+    assert failed.value.message.startswith("broker: issue: the ")
+    assert failed.value.message.endswith(problem)
+    assert [] == told
+
+
+@pytest.mark.parametrize("id", ["admin", "", "half\0"])
+def test_its_own_admin_is_never_taken_away(provider: Mosquitto, told: list[RequestDone], id: str) -> None:
+    """Not by any verb; nor what a C string would read as another client."""
+    verbs = (
+        lambda: provider.deactivate(Identity(id=id, username=id)),
+        lambda: provider.reactivate(Identity(id=id, username=id)),
+        lambda: provider.delete(id),
+        lambda: provider.provision(id, {}, "rotator-0123456789ab-1"),
+    )
+    for verb in verbs:
+        with pytest.raises(Permanent) as failed:
+            verb()
+        assert failed.value.reason is Reason.PROVIDER_REFUSED
     assert [] == told
 
 

@@ -105,6 +105,26 @@ def test_another_device_is_not_let_in(state: LosantState) -> None:
         assert 401 == caught.value.status
 
 
+def test_a_tag_lets_a_device_in_while_it_has_it(state: LosantState) -> None:
+    """The page's own example, `type=thermostat`: a device gains and loses access with its tag."""
+    made = state.create({"deviceTags": [{"key": "type", "value": "thermostat"}]})
+    login = {"deviceId": DEVICE, "key": made["key"], "secret": made["secret"]}
+    for tags, admitted in (
+        ({"type": "thermostat"}, True),
+        ({}, False),
+        ({"type": "gateway"}, False),
+        ({"kind": "thermostat"}, False),
+        ({"floor": "2", "type": "thermostat"}, True),
+    ):
+        state.device_tags[DEVICE] = tags
+        assert admitted == state.admits(state.key(made["id"]), DEVICE)
+        if admitted:
+            assert DEVICE == state.authenticate_device(login)["deviceId"]
+        else:
+            with pytest.raises(Refusal):
+                state.authenticate_device(login)
+
+
 def test_an_unusable_secret_is_not_the_brokers(state: LosantState) -> None:
     """The answer looks well all the same."""
     made = state.create({}, LosantAnswer.UNUSABLE_SECRET)
