@@ -123,7 +123,7 @@ def build(settings: Settings, stack: ExitStack) -> App:
     watcher = Watcher(engine, providers, watch=settings.watch, drift_interval=settings.drift_interval)
     for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
         registry.register(collector)
-    registry.register(StateCollector(journal, keys, clock, lambda: watcher.token_ends_at))
+    registry.register(StateCollector(journal, keys, clock, lambda: watcher.token_ends_at, lambda: watcher.facts))
     daemon = Daemon(engine, watcher, metrics, shutdown_grace=settings.shutdown_grace)
     metrics.reloaded.set(1)
     return App(

@@ -54,6 +54,8 @@ from rotator.rotation import (
     WayBackDone,
 )
 
+# For so long a preflight speaks for the issue call after it.
+PREFLIGHT_HOLDS = timedelta(minutes=5)
 # How long to wait before a provider that shows no sign of a call is looked at a second time.
 LOOK_AGAIN = timedelta(seconds=10)
 # Tries at a broker that can't be reached before the restarts go on without its word (it refused nothing, rule 2).
@@ -86,6 +88,8 @@ def next_step(rotation: Rotation, now: datetime, limits: Limits) -> Run | Wait |
     # that was can't be told. Consumers may be down, so they are not kept waiting for the clock.
     if step is Step.ISSUE and rotation.calling_since is not None and rotation.strategy is not Strategy.CHOSEN:
         return Run(step=Step.LOOK)  # the process died between the call and its record (rule 9)
+    if step in {Step.CHOOSE, Step.ISSUE} and rotation.issues == 0 and _stale(rotation, now):
+        return Run(step=Step.PREFLIGHT)  # the daemon was away in between: what was checked is old (rule 8)
     if step is Step.DELIVER and rotation.promoted_at is not None:
         ready = rotation.promoted_at + limits.deliver_delay
         return Wait(until=ready) if rotation.promoted_at - limits.deliver_delay <= now < ready else Run(step=step)
@@ -96,6 +100,10 @@ def next_step(rotation: Rotation, now: datetime, limits: Limits) -> Run | Wait |
         return Wait(until=since + limits.settle) if settling else Run(step=step)
     grace = grace_ends(rotation, limits)
     return Wait(until=grace) if grace is not None and now < grace else Run(step=step)
+
+
+def _stale(rotation: Rotation, now: datetime) -> bool:
+    return rotation.step_since is not None and now - rotation.step_since > PREFLIGHT_HOLDS
 
 
 def grace_ends(rotation: Rotation, limits: Limits) -> datetime | None:

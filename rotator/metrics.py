@@ -19,6 +19,7 @@ from rotator.journal.sqlite import SqliteJournal
 from rotator.keys import state, versions_behind
 from rotator.managed import ManagedKey
 from rotator.model import KeyState, RequestDone, Result, RotationEvent, Step
+from rotator.platform_facts import PlatformFacts
 from rotator.ports import Clock
 
 _STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -136,8 +137,10 @@ class StateCollector(Collector):
         keys: Mapping[str, ManagedKey],
         clock: Clock,
         token_ends_at: Callable[[], datetime | None],
+        facts: Callable[[], PlatformFacts] = PlatformFacts,
     ) -> None:
         self._journal, self._keys, self._clock, self._token_ends_at = journal, keys, clock, token_ends_at
+        self._facts = facts
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return []  # nothing is read from the journal while the collector is registered
@@ -196,6 +199,24 @@ class StateCollector(Collector):
         if (ends := self._token_ends_at()) is not None:
             token.add_metric([], ends.timestamp())
         yield token
+        yield from self._of_platforms()
+
+    def _of_platforms(self) -> Iterator[GaugeMetricFamily]:
+        """Of the providers that have any; a credential that never ends has no series."""
+        facts = self._facts()
+        labels = ["provider", "credential"]
+        name = "rotator_provider_credential_expiration_timestamp_seconds"
+        ends = _gauge(name, "When the daemon's own credential at a provider ends.", labels)
+        for provider, credentials in facts.credentials.items():
+            for credential in credentials:
+                _add(ends, [provider, credential.name], credential.expires_at)
+        used = _gauge("rotator_provider_quota_used", "How much of a platform's quota is used.", ["provider", "quota"])
+        limit = _gauge("rotator_provider_quota_limit", "How much a platform's quota allows.", ["provider", "quota"])
+        for provider, quotas in facts.quotas.items():
+            for quota in quotas:
+                used.add_metric([provider, quota.name], quota.used)
+                limit.add_metric([provider, quota.name], quota.limit)
+        yield from (ends, used, limit)
 
 
 def _gauge(name: str, text: str, labels: list[str]) -> GaugeMetricFamily:

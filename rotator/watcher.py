@@ -15,6 +15,7 @@ from rotator.keys import KeyRecord, observed, resting, scheduled, unexpected
 from rotator.lifecycle import backoff
 from rotator.managed import ManagedKey
 from rotator.model import VERDICT_REASONS, Identity, RotationEvent, Step, Strategy, UpstreamKey, Verdict
+from rotator.platform_facts import PlatformFacts
 from rotator.ports import Provider
 from rotator.reasons import Reason
 from rotator.steps import failure
@@ -58,6 +59,7 @@ class Watcher:
         self._health: dict[str, Health] = dict.fromkeys([*providers, "vault"], _NOT_YET)
         self._stored: dict[str, float] = {}
         self._token_ends: datetime | None = None
+        self.facts = PlatformFacts()
 
     # --- health ----------------------------------------------------------------------------------------------
 
@@ -91,6 +93,7 @@ class Watcher:
             return
         self._engine.holds.answered(name)
         self._well(name, self._watch)
+        self.facts.ask(self._providers[name])
         by_id = {upstream.id: upstream for upstream in listed}
         keys = [key for key in self._engine.keys.values() if key.provider.name == name]
         # All of them before the first is written down: else some would be begun before the stampede is seen (rule 11).

@@ -43,6 +43,8 @@ CONTRACT = {
     "rotator_vault_requests_total": "operation code",
     "rotator_vault_token_expiration_timestamp_seconds": "",
     "rotator_provider_credential_expiration_timestamp_seconds": "provider credential",
+    "rotator_provider_quota_used": "provider quota",
+    "rotator_provider_quota_limit": "provider quota",
     "rotator_sealed_secrets": "",
     "rotator_sealed_secret_oldest_timestamp_seconds": "",
     "rotator_drift_detected": "key",

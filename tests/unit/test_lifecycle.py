@@ -21,6 +21,7 @@ from rotator.lifecycle import (
     FINISH_TRIES,
     LOOK_AGAIN,
     MAX_ANSWERS,
+    PREFLIGHT_HOLDS,
     UNREACHABLE_PROBES,
     advance,
     backoff,
@@ -113,6 +114,16 @@ def test_a_refused_issue_call_is_checked_anew() -> None:
     """What the next call needs is looked at again (rule 8), and the call counts."""
     again = at(Step.ISSUE).told(FAILED).rotation
     assert (Step.PREFLIGHT, None, 1) == (again.step, again.calling_since, again.issues)
+
+
+@pytest.mark.parametrize("step", [Step.ISSUE, Step.CHOOSE])
+def test_a_preflight_of_yesterday_is_done_again(step: Step) -> None:
+    """The daemon died between preflight and call, and was away for hours; a call that is out is looked for instead."""
+    ready = replace(begun(Strategy.CHOSEN), step=step, step_since=NOW)
+    soon, late = NOW + PREFLIGHT_HOLDS, NOW + 5 * timedelta(hours=1)
+    assert [Run(step=step), Run(step=Step.PREFLIGHT)] == [next_step(ready, at, LIMITS) for at in (soon, late)]
+    out = begin_call(replace(begun(), step=Step.ISSUE, step_since=NOW), NOW)
+    assert Run(step=Step.LOOK) == next_step(out, late, LIMITS)
 
 
 @pytest.mark.parametrize("strategy", Strategy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from rotator.errors import Transient
 from rotator.journal.sqlite import Blob
 from rotator.keys import ConsumerFacts
 from rotator.metrics import Metrics, StateCollector
-from rotator.model import KeyState, RequestDone, Result, RotationEvent, Step
+from rotator.model import Credential, KeyState, Quota, RequestDone, Result, RotationEvent, Step
+from rotator.platform_facts import PlatformFacts
 from rotator.reasons import Reason
 
 # Name → labels, as users' dashboards know them (design, "Metrics").
@@ -40,6 +41,9 @@ CONTRACT = {
     "rotator_provider_requests_total": {"provider", "operation", "code"},
     "rotator_vault_requests_total": {"operation", "code"},
     "rotator_vault_token_expiration_timestamp_seconds": set(),
+    "rotator_provider_credential_expiration_timestamp_seconds": {"provider", "credential"},
+    "rotator_provider_quota_used": {"provider", "quota"},
+    "rotator_provider_quota_limit": {"provider", "quota"},
     "rotator_sealed_secrets": set(),
     "rotator_sealed_secret_oldest_timestamp_seconds": set(),
     "rotator_drift_detected": {"key"},
@@ -47,8 +51,24 @@ CONTRACT = {
     "rotator_scheduler_lag_seconds": set(),
     "rotator_build_info": {"version"},
 }
-# In the contract too, and absent where a provider's login does not end: Haltian's does not.
-ABSENT = "rotator_provider_credential_expiration_timestamp_seconds"
+
+
+class Talkative:
+    """A platform that tells of a token, of a licence without an end, and of a quota, if it answers."""
+
+    name = "acme"
+    away = False
+
+    def credentials(self) -> Sequence[Credential]:
+        if self.away:
+            raise Transient("no answer", reason=Reason.PROVIDER_UNREACHABLE)
+        return [
+            Credential(name="token", expires_at=START + timedelta(days=9)),
+            Credential(name="licence", expires_at=None),
+        ]
+
+    def quotas(self) -> Sequence[Quota]:
+        return [Quota(name="devices", used=99, limit=100)]
 
 
 class Scraped(Stage):
@@ -64,7 +84,11 @@ class Scraped(Stage):
         self.metrics = Metrics(self.registry, self.engine.keys)
         self.engine._observers = (self.events.append, self.metrics)
         self.configured = dict(self.engine.keys)
-        self.registry.register(StateCollector(self.journal, self.configured, self.clock, lambda: self.token_ends))
+        self.facts = PlatformFacts()
+        collector = StateCollector(
+            self.journal, self.configured, self.clock, lambda: self.token_ends, lambda: self.facts
+        )
+        self.registry.register(collector)
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)
@@ -110,13 +134,25 @@ def test_the_names_and_labels_are_the_contracts(stage: Scraped) -> None:
         data_key=b"key",
         blob=Blob(at=START, sealed=b"sealed"),
     )
+    stage.facts.ask(Talkative())  # type: ignore[arg-type]
     ours: dict[str, set[str]] = {}
     for sample, labels in stage.series().items():
         name = sample.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
         if sample.startswith("rotator_") and not sample.endswith("_created"):
             ours.setdefault(name, set()).update(*({label for label in each if label != "le"} for each in labels))
     assert CONTRACT == ours
-    assert ABSENT not in ours
+
+
+def test_what_platforms_say_of_themselves(stage: Scraped) -> None:
+    """Their tokens' ends and their quotas; the last answer stands while they are away."""
+    platform = Talkative()
+    for platform.away in (False, True):
+        stage.facts.ask(platform)  # type: ignore[arg-type]
+        ends = "rotator_provider_credential_expiration_timestamp_seconds"
+        assert (START + timedelta(days=9)).timestamp() == stage.value(ends, provider="acme", credential="token")
+        assert stage.value(ends, provider="acme", credential="licence") is None
+        assert 99 == stage.value("rotator_provider_quota_used", provider="acme", quota="devices")
+        assert 100 == stage.value("rotator_provider_quota_limit", provider="acme", quota="devices")
 
 
 def test_counters_start_at_zero(stage: Scraped) -> None:
