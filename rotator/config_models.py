@@ -302,6 +302,16 @@ class VaultTarget(Part):
         return fields
 
 
+def _password_kind(value: object) -> str:
+    return "<template>" if isinstance(value, str) else "<reference>"
+
+
+# Where the secret is the username, the password beside it may be one that is never rotated, and stands elsewhere.
+Password = Annotated[
+    Annotated[Template, Tag("<template>")] | Annotated[SecretRef, Tag("<reference>")], Discriminator(_password_kind)
+]
+
+
 class Verify(Part):
     """The broker at which a new secret is proven, and how."""
 
@@ -310,7 +320,7 @@ class Verify(Part):
     port: Port = Field(default=None, validate_default=True, json_schema_extra=drop_default)
     ca_file: Text | None = None
     username: Template = "{username}"
-    password: Template = "{secret}"  # noqa: S105  a template, no password
+    password: Password = "{secret}"  # noqa: S105  a template, no password
     client_id: PublicTemplate | None = None
     subscribe: PublicTemplate | None = None
     timeout: PositiveDuration = seconds(10)
@@ -321,27 +331,24 @@ class Verify(Part):
 
     @field_validator("password")
     @classmethod
-    def _proves_the_secret(cls, password: str, info: ValidationInfo) -> str:
+    def _proves_the_secret(cls, password: Password, info: ValidationInfo) -> Password:
         # Some platforms put the secret into the username. A login without it would prove nothing.
         username = info.data.get("username")
-        if username is not None and "secret" not in names(username) + names(password):
+        templates = [each for each in (username, password) if isinstance(each, str)]
+        if username is not None and not any("secret" in names(each) for each in templates):
             raise wrong("neither username nor password holds {secret}", 'such as password: "{secret}"')
         return password
 
 
-class KeySettings(Part):
-    """One managed key. Inside `Settings`, `rotate` is final: merged with the defaults."""
+class KeyCommon(Part):
+    """What a key and a template for keys share. Inside `Settings`, `rotate` is final: merged with the defaults."""
 
-    provider: Text
-    id: Text
     rotate: Rotate = Rotate()
     min_interval: Duration = timedelta(0)
     blackouts: tuple[Window, ...] = ()
     max_attempts: Count = 10
     grace: Duration | None = None
-    pair: Name | None = None
     adopt: Literal["wait", "rotate"] = "wait"
-    vault: VaultTarget
     verify: Verify | None = None
     consumers: tuple[Text, ...] = ()
 
@@ -352,3 +359,12 @@ class KeySettings(Part):
             if names.count(name) > 1:
                 raise wrong(f"names `{name}` twice", "once is enough")
         return names
+
+
+class KeySettings(KeyCommon):
+    """One managed key."""
+
+    provider: Text
+    id: Text
+    pair: Name | None = None
+    vault: VaultTarget

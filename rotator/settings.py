@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from rotator.config_base import Part, seconds
 from rotator.config_faults import add_faults, dotted
 from rotator.config_file import PREFIX, Tree, Where, overlay, read_files, walk
+from rotator.config_keys import Discover, KeyEntries, Keys, KeyTemplate, Selection
 from rotator.config_models import (
     PROVIDER_FILES,
     PROVIDER_SECRETS,
@@ -27,6 +28,7 @@ from rotator.config_models import (
     ConsumerSettings,
     Delay,
     HeartbeatEvidence,
+    KeyCommon,
     KeySettings,
     ProviderSettings,
     Rotate,
@@ -65,12 +67,16 @@ __all__ = [
     "ConsumerSettings",
     "Defaults",
     "Delay",
+    "Discover",
     "FileSeal",
     "HeartbeatEvidence",
     "Http",
     "KeySettings",
+    "KeyTemplate",
+    "Keys",
     "ProviderSettings",
     "Rotate",
+    "Selection",
     "Settings",
     "State",
     "SystemdConsumer",
@@ -94,16 +100,19 @@ FLEET_SETTINGS: Final = (
     "on_conflict",
     "max_due_share",
 )
+# Where the settings of a selection's keys stand, below its name.
+TEMPLATE: Final = ("discover", "template")
 # Where CA files stand; `*` is any name.
 CA_POSITIONS: Final[tuple[Where, ...]] = (
     ("vault", "ca_file"),
     *(("providers", "*", *below) for below in PROVIDER_FILES),
     ("keys", "*", "verify", "ca_file"),
+    ("keys", "*", *TEMPLATE, "verify", "ca_file"),
     ("consumers", "*", "confirm", "broker", "ca_file"),
     ("consumers", "*", "confirm", "heartbeat", "ca_file"),
 )
-# The kinds of provider that make a new key beside the old one.
-REPLACING: Final = frozenset({"losant"})
+# The kinds of provider whose keys never get another identity, so that there is no old key to wait for.
+ALWAYS_IN_PLACE: Final = frozenset({"haltian", "mosquitto", "rabbitmq"})
 # Where secret references stand; `*` is any name.
 SECRET_POSITIONS: Final[tuple[Where, ...]] = (
     ("http", "admin_token"),
@@ -111,9 +120,13 @@ SECRET_POSITIONS: Final[tuple[Where, ...]] = (
     ("vault", "auth", "role_id"),
     ("vault", "auth", "secret_id"),
     *(("providers", "*", *below) for below in PROVIDER_SECRETS),
+    ("keys", "*", "verify", "password"),
     ("consumers", "*", "confirm", "broker", "password"),
     ("consumers", "*", "confirm", "heartbeat", "password"),
 )
+
+
+Entry = TypeVar("Entry", bound=KeyCommon)
 
 
 class FileSeal(Part):
@@ -194,7 +207,7 @@ class Settings(BaseSettings):
     vault: Vault
     providers: dict[Name, ProviderSettings] = {}
     consumers: dict[Name, ConsumerSettings] = {}
-    keys: dict[Name, KeySettings] = {}
+    keys: KeyEntries = Keys({}, {})
     shutdown_grace: Duration = seconds(60)
     watch: PositiveDuration = seconds(300)
     drift_interval: PositiveDuration = seconds(900)
@@ -217,9 +230,32 @@ class Settings(BaseSettings):
 
     @field_validator("keys")
     @classmethod
-    def _merge_defaults(cls, keys: dict[str, KeySettings], info: ValidationInfo) -> dict[str, KeySettings]:
+    def _merge_defaults(cls, entries: dict[str, Any], info: ValidationInfo) -> Keys:
+        """`defaults.rotate` laid below that of each entry; the selections apart from the keys."""
         defaults = info.data.get("defaults", Defaults())
-        return {name: key.model_copy(update={"rotate": key.rotate.over(defaults.rotate)}) for name, key in keys.items()}
+        keys, selections = {}, {}
+        for name, entry in entries.items():
+            if isinstance(entry, Selection):
+                template = _merged(entry.discover.template, defaults)
+                discover = entry.discover.model_copy(update={"template": template})
+                selections[name] = entry.model_copy(update={"discover": discover})
+            else:
+                keys[name] = _merged(entry, defaults)
+        return Keys(keys, selections)
+
+    @property
+    def selections(self) -> Mapping[str, Selection]:
+        """The entries of `keys` that stand for keys which the platform's list names."""
+        return self.keys.selections
+
+    def selection_of(self, provider: str, listed_as: str) -> Selection | None:
+        """The first selection that a key of this provider with this name there belongs to."""
+        fitting = (each for each in self.selections.values() if each.provider == provider)
+        return next((each for each in fitting if each.discover.covers(listed_as)), None)
+
+
+def _merged(entry: Entry, defaults: Defaults) -> Entry:
+    return entry.model_copy(update={"rotate": entry.rotate.over(defaults.rotate)})
 
 
 def load(path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Settings:
@@ -261,12 +297,10 @@ def json_schema() -> dict[str, Any]:
 
 
 def notices(settings: Settings) -> list[str]:
-    """What was set but has no effect in this version, or none on keys that are replaced in place."""
+    """What was set but has no effect in this version, or none on such keys."""
     found = []
     if settings.on_drift == "restore":
         found.append("on_drift: restore has no effect in this version; drift is reported, as with `alert`")
-    if "max_due_share" in settings.model_fields_set:
-        found.append("max_due_share has no effect in this version")
     seal = settings.state.seal
     if isinstance(seal, FileSeal) and _beside(Path(seal.path), settings.state.path):
         found.append(
@@ -274,16 +308,18 @@ def notices(settings: Settings) -> list[str]:
         )
     for name, consumer in settings.consumers.items():
         found += [
-            f"consumers.{name}.{option} has no effect on keys that are replaced in place: all restart at once"
+            f"consumers.{name}.{option} has no effect in this version: all consumers of a key restart at once"
             for option in ("canary", "max_unavailable", "windows")
             if getattr(consumer, option)
         ]
     for name, key in settings.keys.items():
-        found += [
-            f"keys.{name}.{option} has no effect on keys that are replaced in place"
-            for option in ("grace", "pair")
-            if getattr(key, option) is not None
-        ]
+        if getattr(key, "pair", None) is not None:
+            found.append(f"keys.{name}.pair has no effect in this version")
+        provider = settings.providers.get(key.provider)
+        if key.grace is not None and provider is not None and provider.kind in ALWAYS_IN_PLACE:
+            found.append(
+                f"keys.{name}.grace has no effect on keys that keep their identity: the old secret is dead at once"
+            )
     return found
 
 
@@ -313,14 +349,15 @@ def _hoist_defaults(tree: Tree) -> None:
 
 def _check_references(tree: Tree) -> None:
     """Every provider and consumer that a key names must be there."""
-    for key, settings in _keys(tree):
-        provider = settings.get("provider")
+    for key, entry in _keys(tree):
+        provider = entry.get("provider")
         if isinstance(provider, str):
             _check_known(tree, ("keys", key, "provider"), provider, "provider")
+        where, settings = _settings_of(key, entry)
         consumers = settings.get("consumers")
         for index, name in enumerate(consumers if isinstance(consumers, list) else []):
             if isinstance(name, str):
-                _check_known(tree, ("keys", key, "consumers", index), name, "consumer")
+                _check_known(tree, (*where, "consumers", index), name, "consumer")
             if settings.get("verify") is None:
                 _check_evidence(tree, key, name)
 
@@ -368,15 +405,16 @@ def _check_shared(tree: Tree) -> None:
     """Two entries must not be one key at the provider, nor write one field of Vault: each would undo the other."""
     identities: dict[tuple[str, str], Where] = {}
     fields: dict[tuple[str, str], Where] = {}
-    for key, settings in _keys(tree):
-        provider, identity = settings.get("provider"), settings.get("id")
+    for key, entry in _keys(tree):
+        provider, identity = entry.get("provider"), entry.get("id")
         if isinstance(provider, str) and isinstance(identity, str):
             _check_first(tree, identities, (provider, identity), ("keys", key, "id"), "is the same key as")
+        above, settings = _settings_of(key, entry)
         vault = settings.get("vault")
         if not isinstance(vault, dict) or not isinstance(vault.get("path"), str):
             continue
         for field in vault["fields"] if isinstance(vault.get("fields"), dict) else ():
-            where = ("keys", key, "vault", "fields", field)
+            where = (*above, "vault", "fields", field)
             _check_first(tree, fields, (vault["path"], field), where, "writes the same Vault field as")
 
 
@@ -390,3 +428,12 @@ def _check_first(
 
 def _keys(tree: Tree) -> Iterator[tuple[str, dict[str, Any]]]:
     return ((name, key) for name, key in tree.table("keys").items() if isinstance(key, dict))
+
+
+def _settings_of(key: str, entry: dict[str, Any]) -> tuple[Where, dict[str, Any]]:
+    """Where a key's settings stand, and what they are: its own, or the template of a selection."""
+    if "discover" not in entry:
+        return ("keys", key), entry
+    discover = entry["discover"]
+    template = discover.get("template") if isinstance(discover, dict) else None
+    return ("keys", key, *TEMPLATE), template if isinstance(template, dict) else {}

@@ -128,11 +128,13 @@ class Fixed:
     def __init__(self, name: str, token: Reveal, *, header: str = "Authorization", scheme: str = "Bearer ") -> None:
         self._name = name
         self._token = token
+        self._last = ""  # that was sent
         self._header, self._scheme = header, scheme
 
     def headers(self, deadline: float) -> Mapping[str, str]:
         """The one header."""
-        return {self._header: self._scheme + sendable(self._token(), f"{self._name}: the API token")}
+        self._last = sendable(self._token(), f"{self._name}: the API token")
+        return {self._header: self._scheme + self._last}
 
     def refused(self, used: Mapping[str, str]) -> bool:
         """Worth another try only where the token was replaced meanwhile."""
@@ -140,7 +142,7 @@ class Fixed:
 
     def secrets(self) -> Iterable[str]:
         """The token."""
-        return [self._token()]
+        return [self._last]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,7 +115,7 @@ def test_example(example: Path) -> None:
     assert isinstance(settings.consumers["ingest"], SystemdConsumer)
     assert isinstance(settings.consumers["edge"], CommandConsumer)
     assert isinstance(settings.vault.auth, AppRoleAuth)
-    assert ["max_due_share has no effect in this version"] == notices(settings)
+    assert [] == notices(settings)
     assert PASSWORD not in repr(settings)
     text = example.read_text()
     wanted = {*Settings.model_fields, *type(key).model_fields, *SystemdConsumer.model_fields}
@@ -221,12 +221,20 @@ def test_role_id_may_be_text(config: Callable[..., Settings]) -> None:
     assert "b1946ac9" == settings.vault.auth.role_id
 
 
+def test_a_password_beside_a_secret_username_is_a_reference(config: Callable[..., Settings]) -> None:
+    """Iotistica's device keys are usernames; the password beside one is provisioned once and stands elsewhere."""
+    settings = config(WHOLE.replace(VERIFY, 'verify: {host: x, username: "{secret}", password: {env: PASSWORD}}'))
+    verify = settings.keys["building-a"].verify
+    assert verify is not None
+    assert ("{secret}", EnvRef(env="PASSWORD")) == (verify.username, verify.password)
+
+
 def test_notices(config: Callable[..., Settings]) -> None:
     """What is accepted without effect is told, once each."""
     window = '[{cron: "0 2 * * *", duration: 1h}]'
     text = WHOLE.replace("argv: [/bin/true]", f"argv: [/bin/true], canary: true, max_unavailable: 2, windows: {window}")
     found = notices(config(f"{text}    grace: 24h\n    pair: b\non_drift: restore\nmax_due_share: 20%\n"))
-    names = ["on_drift", "max_due_share", "canary", "max_unavailable", "windows", "grace", "pair"]
+    names = ["on_drift", "canary", "max_unavailable", "windows", "pair", "grace"]
     assert len(names) == len(found)
     assert all(name in notice for name, notice in zip(names, found, strict=True))
 
@@ -411,6 +419,8 @@ SPARE = "min_interval: 0s"  # a line that says nothing, in whose place another c
         ('"{id}"', '"{user}"', "vault.fields.username: {user} is unknown, did you mean {username}?", "{secret}"),
         ('"{secret}"', '"x{secret}"', "vault.fields: no field holds the secret", '"{secret}"'),
         (VERIFY, 'verify: {host: x, subscribe: "a/{secret}"}', "{secret} can't be used here", "{id}"),
+        (VERIFY, "verify: {host: x, password: {env: PASSWORD}}", "neither username nor password holds", "{secret}"),
+        (VERIFY, 'verify: {host: x, username: "{secret}", password: {env: NOPE}}', "variable NOPE is not set", "put"),
         (VERIFY, "verify: {host: x, password: abc}", "neither username nor password holds {secret}", "{secret}"),
         # secrets
         ("password: {env: PASSWORD}", f"password: {PASSWORD}", "password: a secret never stands in", "{file: PATH}"),
