@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from rotator.model import RotationEvent, Secret
+from rotator.model import RequestDone, RotationEvent, Secret
 from rotator.reasons import ADVICE
 
 STARS = "**********"
@@ -130,3 +130,16 @@ class EventLog:
         }
         write = self._log.warning if bad else self._log.info
         write(event.name, **{name: value for name, value in fields.items() if value is not None})
+
+
+def log_request(done: RequestDone) -> None:
+    """One request of an adapter (ports.OnRequest), without anything of what was asked or answered."""
+    given = {"request_id": done.request_id} if done.request_id else {}
+    structlog.get_logger("rotator.requests").debug(
+        "request",
+        peer=done.peer,
+        operation=done.operation,
+        code=done.code,
+        seconds=round(done.seconds, 3),
+        **given,
+    )

@@ -322,6 +322,7 @@ class RequestDone:
     code: str
     seconds: float
     skew: timedelta | None = None  # the peer's `Date` minus our clock
+    request_id: str = ""  # the peer's own name for it, to be told to its support
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ What it settles once for all of them:
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,10 @@ T = TypeVar("T")
 
 LONGEST_BODY: Final = 10 * 1024 * 1024  # bytes
 CONNECT_TIMEOUT: Final = 10.0  # seconds, for one address; a peer that is up answers a SYN much sooner
+
+# Where platforms and the proxies before them name a request, in lower case.
+REQUEST_IDS: Final = ("x-request-id", "request-id", "x-correlation-id", "x-amzn-requestid", "x-amzn-trace-id", "cf-ray")
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/=;-]{1,100}")
 
 # What httpx raises before a byte of the request has left (httpx docs, "Exceptions"). All else may have been sent.
 # A stale kept-alive connection is not among them: the peer may have read the request before it closed.
@@ -60,6 +65,12 @@ class HttpAnswer:
     status: int
     headers: Mapping[str, str] = field(repr=False)  # lower-case names
     body: bytes = field(repr=False)
+
+    @property
+    def request_id(self) -> str:
+        """The peer's own name for this request; empty where it gave none that can be written down."""
+        given = next((self.headers[name] for name in REQUEST_IDS if name in self.headers), "")
+        return given if _REQUEST_ID.fullmatch(given) else ""
 
 
 class TooLong(httpx.DecodingError):
@@ -182,7 +193,7 @@ class Peer:
         changes: bool,
         read: Callable[[HttpAnswer], tuple[str, T]],
     ) -> T:
-        start, code, skew = self._clock.monotonic(), "unsent", None
+        start, code, skew, request_id = self._clock.monotonic(), "unsent", None, ""
         progress = _Progress()
         try:
             if deadline <= start:
@@ -190,7 +201,7 @@ class Peer:
             if self._client.is_closed:
                 raise httpx.ConnectError("the client is closed")
             answer = self._exchange(request, deadline, progress)
-            skew = self._skew(answer, start)
+            skew, request_id = self._skew(answer, start), answer.request_id
             code, result = read(answer)
             return result
         except (*ALL_ERRORS, *LET_THROUGH) as exc:
@@ -200,7 +211,16 @@ class Peer:
             raise self._failure(exc, progress.phase, operation=operation, changes=changes) from cause
         finally:
             seconds = self._clock.monotonic() - start
-            self._on_request(RequestDone(peer=self._name, operation=operation, code=code, seconds=seconds, skew=skew))
+            self._on_request(
+                RequestDone(
+                    peer=self._name,
+                    operation=operation,
+                    code=code,
+                    seconds=seconds,
+                    skew=skew,
+                    request_id=request_id,
+                )
+            )
 
     def _exchange(self, wanted: _Request, deadline: float, progress: _Progress) -> HttpAnswer:
         timeouts: dict[str, float] = {}

@@ -38,6 +38,7 @@ class Reply:
     value: Any = field(repr=False)  # the parsed JSON; None where the body is none
     message: str = ""  # the platform's own words, fit to be logged
     retry_after: timedelta | None = None
+    request_id: str = ""
 
     @property
     def ok(self) -> bool:
@@ -62,7 +63,8 @@ class Reply:
 
         An error of a call that changes something carries the answer, for the journal to seal.
         """
-        text = f"{self.what}: HTTP {self.status}" + (f": {self.message}" if self.message else "")
+        named = f" (request {self.request_id})" if self.request_id else ""
+        text = f"{self.what}: HTTP {self.status}{named}" + (f": {self.message}" if self.message else "")
         error: RotatorError
         match self.status:
             case 429:
@@ -380,6 +382,7 @@ class Rest:
             value=value,
             message=harmless(text, secrets=hidden),
             retry_after=delay,
+            request_id=answer.request_id,
         )
 
 

