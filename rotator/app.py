@@ -33,7 +33,7 @@ from rotator.daemon import Daemon
 from rotator.engine import Engine
 from rotator.journal.spool import Spool
 from rotator.journal.sqlite import SqliteJournal, database_path, locked
-from rotator.logs import EventLog
+from rotator.logs import EventLog, log_request
 from rotator.managed import ConsumerLink, ManagedKey, template_values
 from rotator.metrics import Metrics, StateCollector
 from rotator.model import Identity, ProbeTarget, RequestDone, Secret, Strategy
@@ -43,6 +43,7 @@ from rotator.providers import Site, kinds, make_client, make_tls
 from rotator.rotation import Limits
 from rotator.sealing import open_seal
 from rotator.secret_refs import SecretRef, reveal
+from rotator.selections import MakeKey, Selections, remembered
 from rotator.settings import Settings
 from rotator.steps import World
 from rotator.stores.vault import VaultStore
@@ -85,12 +86,8 @@ def build(settings: Settings, stack: ExitStack) -> App:
     Raises: JournalLocked, JournalFailed, Permanent.
     """
     clock = SystemClock()
-    path = database_path(settings.state.url)
-    stack.enter_context(locked(path))
-    journal = SqliteJournal(settings.state.url)
-    stack.callback(journal.close)
-    spool = Spool(path.with_name("spool"))
-    take_back(spool, journal)
+    journal = hold_journal(settings, stack)
+    spool = Spool(journal.path.with_name("spool"))
     # before anything connects, since it may refuse; it asks Vault for nothing until `parts` are there
     seal, fingerprints = open_seal(settings.state.seal, journal, lambda: parts.store)
 
@@ -98,8 +95,9 @@ def build(settings: Settings, stack: ExitStack) -> App:
     requests = _LateRequests()
     stop = threading.Event()
     parts = wire(settings, stack, clock, requests, stop)
-    keys, store, providers, consumers = parts.keys, parts.store, parts.providers, parts.consumers
-    metrics = Metrics(registry, keys)
+    store, providers, consumers = parts.store, parts.providers, parts.consumers
+    keys = {**parts.keys, **{key.name: key for key in remembered(settings, journal, parts.make)}}
+    metrics = Metrics(registry, {**keys, **parts.patterns})
     world = World(
         clock=clock,
         store=store,
@@ -119,11 +117,14 @@ def build(settings: Settings, stack: ExitStack) -> App:
         observe_only=settings.mode == "observe",
         max_due_share=settings.max_due_share.of_life,
     )
-    requests.targets = [metrics.request, engine.skew.seen]
-    watcher = Watcher(engine, providers, watch=settings.watch, drift_interval=settings.drift_interval)
+    requests.targets = [metrics.request, engine.skew.seen, log_request]
+    selections = Selections(settings, engine, parts.make)
+    watcher = Watcher(
+        engine, providers, watch=settings.watch, drift_interval=settings.drift_interval, follow=selections.follow
+    )
     for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
         registry.register(collector)
-    registry.register(StateCollector(journal, keys, clock, lambda: watcher.token_ends_at, lambda: watcher.facts))
+    registry.register(StateCollector(journal, engine.keys, clock, lambda: watcher.token_ends_at, lambda: watcher.facts))
     daemon = Daemon(engine, watcher, metrics, shutdown_grace=settings.shutdown_grace)
     metrics.reloaded.set(1)
     return App(
@@ -138,6 +139,19 @@ def build(settings: Settings, stack: ExitStack) -> App:
         daemon=daemon,
         control=Control(engine=engine, watcher=watcher, poke=daemon.poke),
     )
+
+
+def hold_journal(settings: Settings, stack: ExitStack) -> SqliteJournal:
+    """The journal, this process's alone until `stack` ends, with what was spooled taken back.
+
+    Raises: JournalLocked, JournalFailed.
+    """
+    path = database_path(settings.state.url)
+    stack.enter_context(locked(path))
+    journal = SqliteJournal(settings.state.url)
+    stack.callback(journal.close)
+    take_back(Spool(path.with_name("spool")), journal)
+    return journal
 
 
 def listen(app: App, stack: ExitStack) -> tuple[str, int]:
@@ -169,22 +183,40 @@ class Parts:
     providers: Mapping[str, Provider]
     consumers: Mapping[str, Consumer]
     keys: Mapping[str, ManagedKey]
+    make: MakeKey
+    patterns: Mapping[str, ManagedKey]  # of each selection a key that is not there: what its keys will have in common
+
+
+def reach(
+    settings: Settings, stack: ExitStack, clock: Clock, on_request: OnRequest
+) -> tuple[VaultStore, Mapping[str, Provider]]:
+    """The store and the providers alone."""
+    store = make_store(settings, on_request, clock)
+    stack.callback(store.close)
+    return store, _providers(settings, on_request, clock, _reader(settings, store), stack)
 
 
 def wire(
     settings: Settings, stack: ExitStack, clock: Clock, on_request: OnRequest, stop: threading.Event | None = None
 ) -> Parts:
     """Make the adapters and the keys that use them; only the observers of broker logs connect already."""
-    store = make_store(settings, on_request, clock)
-    stack.callback(store.close)
+    store, providers = reach(settings, stack, clock, on_request)
     read_ref = _reader(settings, store)
-    providers = _providers(settings, on_request, clock, read_ref, stack)
     consumers = _consumers(settings, clock, stop)
     confirmations = Confirmations(clock=clock, read_ref=read_ref)
     stack.callback(confirmations.close)
-    keys = {name: _key(name, key, settings, providers, consumers, confirmations) for name, key in settings.keys.items()}
-    confirmations.listen_early()
-    return Parts(store=store, providers=providers, consumers=consumers, keys=keys)
+
+    def make(name: str, key: KeySettings, listed_as: str = "") -> ManagedKey:
+        made = _key(name, key, settings, providers, consumers, confirmations, read_ref)
+        return replace(made, listed_as=listed_as) if listed_as else made
+
+    keys = {name: make(name, key) for name, key in settings.keys.items()}
+    patterns = {
+        name: make(name, selection.discover.template.key(name, selection.provider, name), name)
+        for name, selection in settings.selections.items()
+    }
+    confirmations.listen_early()  # keys that are found later have their consumers in common with these
+    return Parts(store=store, providers=providers, consumers=consumers, keys=keys, make=make, patterns=patterns)
 
 
 class _LateRequests:
@@ -280,6 +312,7 @@ def _key(
     providers: Mapping[str, Provider],
     consumers: Mapping[str, Consumer],
     confirmations: Confirmations,
+    read_ref: ReadRef,
 ) -> ManagedKey:
     links = []
     for consumer in key.consumers:
@@ -329,7 +362,7 @@ def _key(
     )
     if verify is None:
         return managed
-    return replace(managed, probe=_probe_maker(managed, verify))
+    return replace(managed, probe=_probe_maker(managed, verify, read_ref))
 
 
 def _watch_maker(confirm: Confirm, key: KeySettings, confirmations: Confirmations) -> WatchMaker:
@@ -339,7 +372,10 @@ def _watch_maker(confirm: Confirm, key: KeySettings, confirmations: Confirmation
     return confirmations.broker(broker, key.verify, client_id=broker.client_id)
 
 
-def _probe_maker(key: ManagedKey, verify: Verify) -> Callable[[Identity, Secret], ProbeTarget]:
+def _probe_maker(key: ManagedKey, verify: Verify, read_ref: ReadRef) -> Callable[[Identity, Secret], ProbeTarget]:
+    def password(values: Mapping[str, str]) -> str:
+        return render(verify.password, values) if isinstance(verify.password, str) else read_ref(verify.password)
+
     def target(identity: Identity, secret: Secret) -> ProbeTarget:
         values = template_values(key, identity, secret, expires_at=None)
         return ProbeTarget(
@@ -348,7 +384,7 @@ def _probe_maker(key: ManagedKey, verify: Verify) -> Callable[[Identity, Secret]
             tls=verify.tls,
             ca_file=verify.ca_file,
             username=render(verify.username, values),
-            password=Secret(render(verify.password, values)),
+            password=Secret(password(values)),
             client_id=render(verify.client_id, values) if verify.client_id is not None else None,
             subscribe=render(verify.subscribe, values) if verify.subscribe is not None else None,
             timeout=verify.timeout,

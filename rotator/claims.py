@@ -126,6 +126,11 @@ class Stampede:
         self._names: set[str] = set()
         self._lock = threading.Lock()
 
+    def joined(self) -> None:
+        """The fleet has one more key."""
+        with self._lock:
+            self._fleet += 1
+
     def expected(self, name: str) -> None:
         """This key was rotated, is due as planned again, or a person took note of it."""
         with self._lock:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from rotator import __version__
 from rotator.cli_output import err, escaped, out, print_json, say_error, say_rotation, short, show_key, show_keys
+from rotator.cli_platform import discover, provision, retire
 from rotator.cli_seal import backup, seal
 from rotator.client import Client, NoDaemon, find_daemon
 from rotator.errors import ConfigError, JournalFailed, JournalLocked, RotatorError
@@ -110,14 +111,18 @@ def check(
         found = check_online(settings)
     bad = [item for item in found if not item["ok"]]
     if as_json:
-        print_json({"ok": not bad, "keys": len(settings.keys), "notices": notices(settings), "checks": found})
+        counts = {"keys": len(settings.keys), "selections": len(settings.selections)}
+        print_json({"ok": not bad, **counts, "notices": notices(settings), "checks": found})
     else:
         for notice in notices(settings):
             out.print(f"[yellow]note[/yellow] {escaped(notice)}", highlight=False, soft_wrap=True)
         for item in found:
             mark = "[green]ok[/green]  " if item["ok"] else "[red]no[/red]  "
             out.print(f"{mark}{escaped(item['what'])}  {escaped(item['detail'])}", highlight=False, soft_wrap=True)
-        out.print(f"{config}: {len(settings.keys)} keys, {'well' if not bad else f'{len(bad)} checks failed'}")
+        count = len(settings.selections)
+        selected = f" and {count} selection{'' if count == 1 else 's'}" if count else ""
+        well = "well" if not bad else f"{len(bad)} checks failed"
+        out.print(f"{config}: {len(settings.keys)} keys{selected}, {well}")
     raise typer.Exit(FAILED if bad else 0)
 
 
@@ -303,6 +308,7 @@ def demo(
     directory: Annotated[Path | None, typer.Option("--dir", help="Where the sandbox's files go.")] = None,
     vault_binary: Annotated[str | None, typer.Option("--vault-binary", help="A vault or bao to use instead.")] = None,
     lifetime: Annotated[float, typer.Option("--lifetime", help="How many seconds the demo's keys live.")] = 60.0,
+    platform: Annotated[str, typer.Option("--platform", help="A provider's kind, such as losant, or all.")] = "haltian",
 ) -> None:
     """The daemon on an embedded sandbox: a platform, a Vault, a broker, two consumers."""
     try:
@@ -310,11 +316,14 @@ def demo(
     except ModuleNotFoundError as exc:
         err.print(f"the demo needs {exc.name}: pip install 'rotator\\[sandbox]'", highlight=False)
         raise typer.Exit(USAGE) from None
-    raise typer.Exit(run_demo(plain=plain, directory=directory, vault_binary=vault_binary, lifetime=lifetime))
+    raise typer.Exit(
+        run_demo(platform=platform, plain=plain, directory=directory, vault_binary=vault_binary, lifetime=lifetime)
+    )
 
 
 cli.add_typer(seal, name="seal")
-cli.command()(backup)
+for command in (backup, discover, provision, retire):
+    cli.command()(command)
 
 
 def _version(wanted: bool) -> None:
@@ -435,7 +444,14 @@ def _follow(
 def _named(config: Path, key: str | None, *, everything: bool) -> list[str]:
     if (key is None) is not everything:
         raise typer.BadParameter("name one KEY, or --all")
-    return [key] if key is not None else list(_load(config, secrets=False).keys)
+    if key is not None:
+        return [key]
+    settings = _load(config, secrets=False)
+    if not settings.selections:
+        return list(settings.keys)
+    with _reader(config, None, None) as reader:  # it knows which keys are there
+        views = reader.keys()
+    return [view["name"] for view in views]
 
 
 def _person(views: list[dict[str, Any]]) -> int:

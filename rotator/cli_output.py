@@ -77,6 +77,11 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
+def print_text(text: str) -> None:
+    """As it is: it may be piped into a file."""
+    print(text, end="")
+
+
 def escaped(text: str) -> str:
     return text.replace("[", r"\[")
 

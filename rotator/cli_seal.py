@@ -61,6 +61,7 @@ def rotate_key(config: ConfigOption = DEFAULT_CONFIG) -> None:
     with ExitStack() as stack:
         store = _store(settings, stack)
         journal = stack.enter_context(_locked_journal(settings))
+        _refuse_while_provisioned(settings)
         done = sealing.rotate_key(settings.state.seal, journal, lambda: store)
     keys = f"{done.rewrapped} wrapped key{'' if done.rewrapped == 1 else 's'}"
     if done.old == done.new:
@@ -104,6 +105,13 @@ def backup(
     asked = settings.state.seal
     where = asked.path if isinstance(asked, FileSeal) else f"Vault's {asked.mount}/{asked.key}"
     _say(f"the seal key {done.sealed_by} ({where}) is not in it: without that key, what waits sealed stays closed")
+
+
+def _refuse_while_provisioned(settings: Settings) -> None:
+    """What `provision` left sealed lies outside the journal, and a new key would not open it."""
+    if waiting := sorted(settings.state.path.with_name("provision").glob("*.sealed")):
+        words = f"{waiting[0]} waits for Vault, sealed by this key: run that `rotator provision` again first"
+        raise Permanent(words, reason=Reason.BAD_REQUEST)
 
 
 def _loaded(config: Path) -> Settings:

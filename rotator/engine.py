@@ -41,7 +41,7 @@ from rotator.keys import (
     unexpected,
 )
 from rotator.lifecycle import LOOK_AGAIN, MAX_ANSWERS, advance, backoff, begin_call, next_step, roll_back
-from rotator.managed import ManagedKey
+from rotator.managed import Fleet, ManagedKey
 from rotator.model import Result, RotationEvent, Step
 from rotator.ports import Observer
 from rotator.reasons import Reason
@@ -61,6 +61,7 @@ from rotator.rotation import (
     Wait,
 )
 from rotator.steps import Steps, World, failure
+from rotator.taking_up import take_on
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +98,7 @@ class Engine:
         max_due_share: float = 1.0,
         dice: random.Random | None = None,
     ) -> None:
-        self.keys = dict(keys)
+        self.keys = Fleet(keys)
         self.world = world
         self._steps = Steps(world)
         self._table = {**self._steps.table(), **Retiring(world, self._steps).table()}
@@ -148,6 +149,22 @@ class Engine:
             yield
         finally:
             claim.release()
+
+    def take_on(self, key: ManagedKey) -> None:
+        """Manage one more key from now on; the journal knows it first."""
+        take_on(self.world.journal, self.world.journal.key(key.name), key, self.world.clock)
+        self._claims[key.name] = threading.Lock()
+        self.stampede.joined()
+        self.keys[key.name] = key
+        event = RotationEvent(
+            at=self.world.clock.now(),
+            key=key.name,
+            provider=key.provider.name,
+            name="discovered",
+            detail=f"{key.listed_as} is {key.id}",
+        )
+        self.world.journal.save(history=[event])
+        self.emit(event)
 
     def bring_to_vault(self, name: str) -> int:
         """Take a rotation whose answer waits sealed as far as Vault, and no further; the version that holds it.

@@ -60,6 +60,7 @@ class KeyRecord:
     id: str
     identity: Identity | None = None
     ids: tuple[str, ...] = ()
+    listed_as: str = ""  # what the platform calls it, where `discover` found it
     applied: str = ""  # whose answer the dates below are from
     first_seen_at: datetime | None = None
     listed_at: datetime | None = None  # first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import cast
@@ -48,6 +48,7 @@ class ManagedKey:
     probe_interval: timedelta = timedelta(minutes=15)
     consumers: tuple[ConsumerLink, ...] = ()
     adopt_rotates: bool = False
+    listed_as: str = ""  # what the platform calls it, where `discover` found it
 
     @property
     def provable(self) -> bool:
@@ -82,6 +83,28 @@ class ManagedKey:
     def ours(self, data: Mapping[str, object] | None) -> dict[str, object]:
         """Those of Vault's fields that this key writes."""
         return {field: data[field] for field in self.fields if field in data} if data is not None else {}
+
+
+class Fleet(MutableMapping[str, ManagedKey]):
+    """All managed keys by name. May grow while other threads walk over it: they see it as it was when they began."""
+
+    def __init__(self, keys: Mapping[str, ManagedKey]) -> None:
+        self._keys = dict(keys)
+
+    def __getitem__(self, name: str) -> ManagedKey:
+        return self._keys[name]
+
+    def __setitem__(self, name: str, key: ManagedKey) -> None:
+        self._keys = {**self._keys, name: key}
+
+    def __delitem__(self, name: str) -> None:
+        self._keys = {known: key for known, key in self._keys.items() if known != name}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 def template_values(

@@ -9,6 +9,8 @@ from typing import Any
 
 from rotator.app import Parts, wire
 from rotator.clock import SystemClock
+from rotator.config_keys import Selection
+from rotator.discovery import called
 from rotator.errors import Permanent, RotatorError
 from rotator.managed import ConsumerLink, ManagedKey
 from rotator.model import VERDICT_REASONS, Secret, UpstreamKey, Verdict
@@ -24,16 +26,19 @@ def check_online(settings: Settings) -> list[dict[str, Any]]:
     """One entry a check: `{"what": …, "ok": bool, "detail": …, "reason": name or None}`."""
     with ExitStack() as stack:
         parts = wire(settings, stack, SystemClock(), lambda _done: None)
-        return [*_checks(parts), *_sealed(settings, parts)]
+        return [*_checks(settings, parts), *_sealed(settings, parts)]
 
 
-def _checks(parts: Parts) -> Iterator[dict[str, Any]]:
+def _checks(settings: Settings, parts: Parts) -> Iterator[dict[str, Any]]:
     listed: dict[str, Sequence[UpstreamKey]] = {}
     for name, provider in parts.providers.items():
         yield _tried(f"provider {name}", partial(_look, provider, listed))
     yield _tried("vault", parts.store.ready, "reachable, unsealed, login accepted")
     for name, consumer in parts.consumers.items():
         yield _tried(f"consumer {name}", consumer.preflight, "can be restarted")
+    for name, selection in settings.selections.items():
+        if selection.provider in listed:
+            yield _selected(name, selection, listed[selection.provider])
     for key in parts.keys.values():
         if key.provider.name in listed:
             yield _listed(key, listed[key.provider.name])
@@ -87,6 +92,13 @@ def _listed(key: ManagedKey, listed: Sequence[UpstreamKey]) -> dict[str, Any]:
         return {"what": what, "ok": False, "detail": upstream.problem.value, "reason": upstream.problem.value}
     expiry = upstream.expires_at.isoformat() if upstream.expires_at else "no expiry"
     return {"what": what, "ok": True, "detail": f"listed, expires {expiry}", "reason": None}
+
+
+def _selected(name: str, selection: Selection, listed: Sequence[UpstreamKey]) -> dict[str, Any]:
+    """How many keys a selection stands for; none may be what is meant."""
+    count = sum(selection.discover.covers(called(upstream)) for upstream in listed)
+    what = f"selection {name}: at {selection.provider}"
+    return {"what": what, "ok": True, "detail": f"{count} of {len(listed)} keys are meant", "reason": None}
 
 
 def _broker(key: ManagedKey, parts: Parts) -> dict[str, Any]:

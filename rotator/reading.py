@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rotator.control import NoSuchKey
+from rotator.discovery import is_configured, path_of
 from rotator.journal.sqlite import SqliteJournal
+from rotator.keys import KeyRecord
 from rotator.settings import Settings
 from rotator.views import event_view, key_view, rotation_view
 
@@ -22,9 +24,9 @@ class JournalReader:
         """All configured keys that the journal knows."""
         rotations, last, now = self._journal.open_rotations(), self._journal.last_events(), datetime.now(UTC)
         return [
-            self._with_path(key_view(record, rotations.get(record.name), last.get(record.name), None, now))
+            self._with_path(key_view(record, rotations.get(record.name), last.get(record.name), None, now), record)
             for record in self._journal.all_keys()
-            if record.name in self._settings.keys
+            if is_configured(self._settings, record)
         ]
 
     def key(self, name: str) -> dict[str, Any]:
@@ -33,12 +35,13 @@ class JournalReader:
         Raises: NoSuchKey.
         """
         record = self._journal.key(name)
-        if record is None or name not in self._settings.keys:
+        if record is None or not is_configured(self._settings, record):
             raise NoSuchKey(name)
         history = self._journal.history(key=name, limit=50)
         now = datetime.now(UTC)
         view = key_view(record, self._journal.open_rotation(name), history[0] if history else None, None, now)
-        return self._with_path({**view, "held": None, "history": [event_view(event) for event in history]})
+        shown = {**view, "held": None, "history": [event_view(event) for event in history]}
+        return self._with_path(shown, record)
 
     def rotations(self, key: str | None = None) -> list[dict[str, Any]]:
         """The last rotations."""
@@ -48,6 +51,6 @@ class JournalReader:
         """Close the file."""
         self._journal.close()
 
-    def _with_path(self, view: dict[str, Any]) -> dict[str, Any]:
-        view["vault"]["path"] = self._settings.keys[view["name"]].vault.path
+    def _with_path(self, view: dict[str, Any], record: KeyRecord) -> dict[str, Any]:
+        view["vault"]["path"] = path_of(self._settings, record)
         return view

@@ -5,21 +5,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import Discriminator, Tag, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import Discriminator, Tag, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rotator.config_base import Part, seconds
-from rotator.config_faults import add_faults, dotted
-from rotator.config_file import PREFIX, Tree, Where, overlay, read_files, walk
+from rotator.config_checks import SECRET_POSITIONS, check_ca_files, check_references, check_secrets, check_shared
+from rotator.config_faults import add_faults
+from rotator.config_file import PREFIX, Tree, overlay, read_files
 from rotator.config_keys import Discover, KeyEntries, Keys, KeyTemplate, Selection
 from rotator.config_models import (
-    PROVIDER_FILES,
-    PROVIDER_SECRETS,
     AppRoleAuth,
     BrokerEvidence,
     CommandConsumer,
@@ -50,13 +48,12 @@ from rotator.config_types import (
     Text,
     VaultPath,
     choice,
-    nearest,
     split_address,
     tag_of,
 )
 from rotator.durations import Share
 from rotator.errors import ConfigError
-from rotator.secret_refs import SecretRef, check
+from rotator.secret_refs import SecretRef
 
 __all__ = [
     "AppRoleAuth",
@@ -100,32 +97,8 @@ FLEET_SETTINGS: Final = (
     "on_conflict",
     "max_due_share",
 )
-# Where the settings of a selection's keys stand, below its name.
-TEMPLATE: Final = ("discover", "template")
-# Where CA files stand; `*` is any name.
-CA_POSITIONS: Final[tuple[Where, ...]] = (
-    ("vault", "ca_file"),
-    *(("providers", "*", *below) for below in PROVIDER_FILES),
-    ("keys", "*", "verify", "ca_file"),
-    ("keys", "*", *TEMPLATE, "verify", "ca_file"),
-    ("consumers", "*", "confirm", "broker", "ca_file"),
-    ("consumers", "*", "confirm", "heartbeat", "ca_file"),
-)
 # The kinds of provider whose keys never get another identity, so that there is no old key to wait for.
 ALWAYS_IN_PLACE: Final = frozenset({"haltian", "mosquitto", "rabbitmq"})
-# Where secret references stand; `*` is any name.
-SECRET_POSITIONS: Final[tuple[Where, ...]] = (
-    ("http", "admin_token"),
-    ("vault", "auth", "token"),
-    ("vault", "auth", "role_id"),
-    ("vault", "auth", "secret_id"),
-    *(("providers", "*", *below) for below in PROVIDER_SECRETS),
-    ("keys", "*", "verify", "password"),
-    ("consumers", "*", "confirm", "broker", "password"),
-    ("consumers", "*", "confirm", "heartbeat", "password"),
-)
-
-
 Entry = TypeVar("Entry", bound=KeyCommon)
 
 
@@ -279,11 +252,11 @@ def load(path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Set
             settings = Settings(**tree.root)
         except ValidationError as exc:
             add_faults(tree, exc, Settings)
-        _check_references(tree)
+        check_references(tree)
         if secrets:
-            _check_secrets(tree, environ)
-            _check_ca_files(tree)
-        _check_shared(tree)
+            check_secrets(tree, environ)
+            check_ca_files(tree)
+        check_shared(tree)
     if tree.faults or settings is None:
         # Raised outside the `except`: pydantic's exception must not be chained, since it keeps the input.
         raise ConfigError(tree.sorted_faults())
@@ -345,95 +318,3 @@ def _hoist_defaults(tree: Tree) -> None:
         if name in defaults and name not in tree.root:
             tree.root[name] = defaults.pop(name)
             tree.move(("defaults", name), (name,))
-
-
-def _check_references(tree: Tree) -> None:
-    """Every provider and consumer that a key names must be there."""
-    for key, entry in _keys(tree):
-        provider = entry.get("provider")
-        if isinstance(provider, str):
-            _check_known(tree, ("keys", key, "provider"), provider, "provider")
-        where, settings = _settings_of(key, entry)
-        consumers = settings.get("consumers")
-        for index, name in enumerate(consumers if isinstance(consumers, list) else []):
-            if isinstance(name, str):
-                _check_known(tree, (*where, "consumers", index), name, "consumer")
-            if settings.get("verify") is None:
-                _check_evidence(tree, key, name)
-
-
-def _check_evidence(tree: Tree, key: str, consumer: object) -> None:
-    """Evidence is looked for at a broker, and only `verify` or `confirm` itself can say at which."""
-    settings = tree.table("consumers").get(consumer) if isinstance(consumer, str) else None
-    confirm = settings.get("confirm") if isinstance(settings, dict) else None
-    for kind, evidence in confirm.items() if isinstance(confirm, dict) else ():
-        if isinstance(evidence, str) or (isinstance(evidence, dict) and evidence.get("host") is None):
-            where = ("consumers", str(consumer), "confirm", kind)
-            text = f"{dotted(where)} names no host, and keys.{key} has no `verify` to take it from"
-            tree.fault(tree.place(where), text, "give one of them a `host`")
-
-
-def _check_known(tree: Tree, where: Where, name: str, what: str) -> None:
-    known = tree.table(f"{what}s")
-    if name not in known:
-        hint = nearest(name, known) or (f"known are {', '.join(known)}" if known else f"there are no {what}s at all")
-        tree.fault(tree.place(where), f"{dotted(where)}: there is no {what} `{name}`", hint)
-
-
-def _check_secrets(tree: Tree, environ: Mapping[str, str]) -> None:
-    """Every reference to a secret must be readable; those that are no references were refused by the models."""
-    allow = str(tree.root.get("allow_insecure_files", False)).lower() in ("true", "1", "yes", "on")
-    adapter: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
-    for where, value in walk(tree, SECRET_POSITIONS):
-        try:
-            ref = adapter.validate_python(value)
-        except ValidationError:
-            continue
-        if (fault := check(ref, environ=environ, allow_insecure_files=allow)) is not None:
-            hint = None if "chmod" in fault else "put the secret there, or correct the reference"
-            tree.fault(tree.place(where), f"{dotted(where)}: {fault}", hint)
-
-
-def _check_ca_files(tree: Tree) -> None:
-    """A CA file that is not there would be found at the first connection only, as an error of some library."""
-    for where, value in walk(tree, CA_POSITIONS):
-        if isinstance(value, str) and value and not os.access(value, os.R_OK):
-            tree.fault(tree.place(where), f"{dotted(where)}: there is no readable file {value}", None)
-
-
-def _check_shared(tree: Tree) -> None:
-    """Two entries must not be one key at the provider, nor write one field of Vault: each would undo the other."""
-    identities: dict[tuple[str, str], Where] = {}
-    fields: dict[tuple[str, str], Where] = {}
-    for key, entry in _keys(tree):
-        provider, identity = entry.get("provider"), entry.get("id")
-        if isinstance(provider, str) and isinstance(identity, str):
-            _check_first(tree, identities, (provider, identity), ("keys", key, "id"), "is the same key as")
-        above, settings = _settings_of(key, entry)
-        vault = settings.get("vault")
-        if not isinstance(vault, dict) or not isinstance(vault.get("path"), str):
-            continue
-        for field in vault["fields"] if isinstance(vault.get("fields"), dict) else ():
-            where = (*above, "vault", "fields", field)
-            _check_first(tree, fields, (vault["path"], field), where, "writes the same Vault field as")
-
-
-def _check_first(
-    tree: Tree, seen: dict[tuple[str, str], Where], what: tuple[str, str], where: Where, text: str
-) -> None:
-    first = seen.setdefault(what, where)
-    if first != where:
-        tree.fault(tree.place(where), f"{dotted(where)} {text} {dotted(first)}", f"first at {tree.place(first)}")
-
-
-def _keys(tree: Tree) -> Iterator[tuple[str, dict[str, Any]]]:
-    return ((name, key) for name, key in tree.table("keys").items() if isinstance(key, dict))
-
-
-def _settings_of(key: str, entry: dict[str, Any]) -> tuple[Where, dict[str, Any]]:
-    """Where a key's settings stand, and what they are: its own, or the template of a selection."""
-    if "discover" not in entry:
-        return ("keys", key), entry
-    discover = entry["discover"]
-    template = discover.get("template") if isinstance(discover, dict) else None
-    return ("keys", key, *TEMPLATE), template if isinstance(template, dict) else {}

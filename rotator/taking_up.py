@@ -39,8 +39,13 @@ def introduce(journal: SqliteJournal, keys: Mapping[str, ManagedKey], clock: Clo
     if gone:
         journal.forget_keys(gone)
     for name, key in keys.items():
-        record = _taken_up(journal, known.get(name), key, clock)
-        journal.save(key=name, change=lambda _old, record=record: record)  # type: ignore[misc]
+        take_on(journal, known.get(name), key, clock)
+
+
+def take_on(journal: SqliteJournal, known: KeyRecord | None, key: ManagedKey, clock: Clock) -> None:
+    """Give one key a record, due for a look now; `known` is the one that the journal has of this name."""
+    record = _taken_up(journal, known, key, clock)
+    journal.save(key=key.name, change=lambda _old: record)
 
 
 def _taken_up(journal: SqliteJournal, record: KeyRecord | None, key: ManagedKey, clock: Clock) -> KeyRecord:
@@ -52,7 +57,7 @@ def _taken_up(journal: SqliteJournal, record: KeyRecord | None, key: ManagedKey,
         detail = f"the configuration names another key now, no longer {left.identity.id}"
         ended = replace(left, finished_at=clock.now(), result=Result.FAILED, reason=Reason.KEY_UNKNOWN, detail=detail)
         journal.save(rotation=ended)
-    start = replace(fresh if moved or record is None else record, wake_at=clock.now())
+    start = replace(fresh if moved or record is None else record, wake_at=clock.now(), listed_as=key.listed_as)
     # nobody is left whom the gap could concern
     return start if key.consumers else replace(start, gap_started_at=None)
 

@@ -12,6 +12,7 @@ from typing import Final
 _MILLISECONDS_FROM: Final = 1e11
 _MICROSECONDS_FROM: Final = 1e14
 _NANOSECONDS_FROM: Final = 1e17
+_LONGEST_TEXT: Final = 200  # characters; on a long one, the patterns below would search for hours
 _BEYOND: Final = 1e21  # nanoseconds of the year 33658: no calendar goes there
 
 # Eight digits are a date (20260324); an epoch of any use has at least nine (1973 in seconds).
@@ -49,6 +50,8 @@ def parse_timestamp(value: object) -> datetime | None:
     if not isinstance(value, str):
         return None
     text = value.strip()
+    if len(text) > _LONGEST_TEXT:
+        return None
     if _EPOCH_TEXT.fullmatch(text):
         return _from_epoch(float(text) if "." in text else int(text))
     return _from_iso(text)
@@ -89,7 +92,7 @@ def retry_after(value: str | None, now: datetime) -> timedelta | None:
     `30 seconds`, `2m`, `1 hour`. Never negative, never more than `LONGEST_RETRY_AFTER`.
     """
     text = (value or "").strip()
-    if not text:
+    if not text or len(text) > _LONGEST_TEXT:
         return None
     delay: timedelta | None = None
     found = _AMOUNT.search(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -49,12 +49,14 @@ class Watcher:
         *,
         watch: timedelta,
         drift_interval: timedelta,
+        follow: Callable[[str, Sequence[UpstreamKey]], None] = lambda _provider, _listed: None,
     ) -> None:
         self._engine = engine
         self._world = engine.world
         self._providers = dict(providers)
         self._watch = watch
         self._drift_interval = drift_interval
+        self._follow = follow  # told of each list before its keys are looked at: some may be new
         self._lock = threading.Lock()
         self._health: dict[str, Health] = dict.fromkeys([*providers, "vault"], _NOT_YET)
         self._stored: dict[str, float] = {}
@@ -94,6 +96,7 @@ class Watcher:
         self._engine.holds.answered(name)
         self._well(name, self._watch)
         self.facts.ask(self._providers[name])
+        self._follow(name, listed)
         by_id = {upstream.id: upstream for upstream in listed}
         keys = [key for key in self._engine.keys.values() if key.provider.name == name]
         # All of them before the first is written down: else some would be begun before the stampede is seen (rule 11).
@@ -242,7 +245,11 @@ class Watcher:
         if secret is None or not key.provable:
             return
         identity: Identity = record.identity or key.provider.identity(record.id)
-        result = key.proof(self._world.prober, identity, secret)
+        try:
+            result = key.proof(self._world.prober, identity, secret)
+        except RotatorError as exc:  # a password beside the secret, which can't be read
+            log.warning("probe_failed", key=key.name, reason=exc.reason.value, error=exc.message)
+            return
         if self._rotating(key):
             return  # the secret is being replaced: this look is old
 

@@ -135,6 +135,8 @@ class Platform:
             pauses=self._steps.deactivate is not None,
             deletes=self._steps.delete is not None,
             needs_current="current" in call.places(),
+            evicts=self._steps.evict is not None,
+            propagation=self._settings.propagation,
         )
 
     @property

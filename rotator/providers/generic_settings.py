@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from pydantic_core import PydanticCustomError
 
 from rotator.config_base import HttpPart, Part
-from rotator.config_types import Count, PositiveDuration, Text, wrong
+from rotator.config_types import Count, Duration, PositiveDuration, Text, wrong
 from rotator.model import Strategy
 from rotator.providers.bodies import Body
 from rotator.providers.expressions import Expr
@@ -50,10 +50,14 @@ class Result(Part):
 
 
 class Success(Part):
-    """When a request has done what it was sent for: a status of these (or any 2xx), and `when` finds something true."""
+    """When a request has done what it was sent for: a status of these (or any 2xx), and `when` finds something true.
+
+    A body that is no JSON is no success, unless `any_body` says that the platform answers so; an empty one is.
+    """
 
     status: Annotated[tuple[Status, ...], Field(min_length=1)] | None = None
     when: Expr | None = None
+    any_body: bool = False
 
 
 class Absent(Part):
@@ -282,12 +286,17 @@ class Errors(Part):
 
 
 class GenericPart(HttpPart):
-    """What both kinds are told. `lifetime` is how long a secret lives where no answer says so."""
+    """What both kinds are told.
+
+    `lifetime` is how long a secret lives where no answer says so; `propagation`, how long the platform may go on
+    refusing a new one and accepting the old.
+    """
 
     strategy: Literal["in_place", "replace", "chosen"]
     secret: ChosenSecret = ChosenSecret()
     identity: Names = Names()
     lifetime: PositiveDuration | None = None
+    propagation: Duration = timedelta(0)
     errors: Errors = Errors()
     headers: dict[Text, str] = Field(default_factory=dict)
 

@@ -155,20 +155,29 @@ class _Evicts(Platform):
 
         Returns: how many; those that were gone by then are not counted.
 
-        Raises: Transient, Permanent.
+        Raises: Transient; Permanent, once all others are ended: one client with an odd id must not protect them.
         """
         steps = self._steps.evict
         assert steps is not None, "made() gives this class only to platforms that have it"
         deadline, ended = self._calls.deadline(self._look), 0
+        refused: Permanent | None = None
         for session in self._sessions(steps, identity, deadline):
             if session.started_at is not None and session.started_at >= before:
                 continue
-            values = {**who(identity), "session": session.id}
-            asked = self._calls.ask(steps.delete, values, operation="evict", deadline=deadline)
-            if asked.failure is not None and not asked.absent:
-                raise asked.failure
-            ended += not asked.absent
+            try:
+                ended += self._ended(steps, identity, session, deadline)
+            except Permanent as exc:
+                refused = exc
+        if refused is not None:
+            raise refused
         return ended
+
+    def _ended(self, steps: Evict, identity: Identity, session: _Session, deadline: float) -> bool:
+        values = {**who(identity), "session": session.id}
+        asked = self._calls.ask(steps.delete, values, operation="evict", deadline=deadline)
+        if asked.failure is not None and not asked.absent:
+            raise asked.failure
+        return not asked.absent
 
     def _sessions(self, steps: Evict, identity: Identity, deadline: float) -> list[_Session]:
         def read(id: str, entry: Any, result: Result) -> _Session:

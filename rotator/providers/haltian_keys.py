@@ -13,6 +13,7 @@ from rotator.errors import BadAnswer
 from rotator.jwt import unverified_expiry
 from rotator.model import ExpirySource, Identity, Issued, Secret, UpstreamKey
 from rotator.providers.haltian_session import Reply
+from rotator.providers.rest import is_text
 from rotator.reasons import Reason
 from rotator.timestamps import parse_timestamp
 
@@ -45,7 +46,7 @@ class KeyReader:
 
     def upstream(self, entry: object) -> UpstreamKey | None:
         """One entry of the list; None where it has no id."""
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), str):
+        if not isinstance(entry, Mapping) or not is_text(entry.get("id")):
             return None
         token = entry.get("token")
         if not isinstance(token, Mapping):
@@ -55,7 +56,7 @@ class KeyReader:
         name = entry.get("name")
         return UpstreamKey(
             id=entry["id"],
-            name=name if isinstance(name, str) else "",
+            name=_writable(name),
             issued_at=issued_at,
             expires_at=expires_at,
             expiry_source=source,
@@ -85,7 +86,7 @@ class KeyReader:
         answered = reply.value.get("id")
         if id is not None and answered is not None and str(answered).lower() != id.lower():
             raise _bad(reply, "the answer is about another key", Reason.PROVIDER_ANSWER_UNREADABLE)
-        if id is None and not (isinstance(answered, str) and answered):
+        if id is None and not is_text(answered):
             raise _bad(reply, "the answer names no new key", Reason.PROVIDER_ANSWER_UNREADABLE)
         known = id or str(answered)
         issued_at = parse_timestamp(token.get("issuedAt"))
@@ -136,13 +137,13 @@ def is_revoked(entry: Mapping[str, object]) -> bool:
 
 def integration_of(entry: object) -> Integration | None:
     """One entry of the list of integrations; None where it has no id. A state that is not shown accuses nobody."""
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), str):
+    if not isinstance(entry, Mapping) or not is_text(entry.get("id")):
         return None
     description, linked = entry.get("description"), entry.get("apiKeys")
     ids = [each.get("apiKeyId") for each in linked if isinstance(each, Mapping)] if isinstance(linked, list) else []
     return Integration(
         id=entry["id"],
-        description=description if isinstance(description, str) else "",
+        description=_writable(description),
         active=entry.get("mqttSubscriptionState") in (None, "active"),
         keys=frozenset(id for id in ids if isinstance(id, str)),
     )
@@ -158,6 +159,11 @@ def _secret(reply: Reply, value: object) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise _bad(reply, "the answer's token is no text", Reason.PROVIDER_ANSWER_UNREADABLE)
     return value
+
+
+def _writable(value: object) -> str:
+    """What people wrote; empty where it is no text, without halves of surrogate pairs."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""
 
 
 def _bad(reply: Reply, what: str, reason: Reason) -> BadAnswer:

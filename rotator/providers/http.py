@@ -28,6 +28,8 @@ from rotator.errors import Permanent, RotatorError, Transient, UnknownOutcome
 from rotator.model import RequestDone
 from rotator.ports import Clock, OnRequest
 from rotator.providers.pace import Pace
+from rotator.providers.unpacking import unpacked
+from rotator.providers.wire import bound
 from rotator.reasons import Reason
 from rotator.timestamps import parse_http_date
 
@@ -71,10 +73,6 @@ class HttpAnswer:
         """The peer's own name for this request; empty where it gave none that can be written down."""
         given = next((self.headers[name] for name in REQUEST_IDS if name in self.headers), "")
         return given if _REQUEST_ID.fullmatch(given) else ""
-
-
-class TooLong(httpx.DecodingError):
-    """The answer is longer than `LONGEST_BODY`."""
 
 
 class _Phase(Enum):
@@ -251,10 +249,10 @@ class Peer:
         response = self._client.send(request, stream=True)
         try:
             body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > LONGEST_BODY:
-                    raise TooLong(f"the answer is longer than {LONGEST_BODY} bytes")
+            # a transport in memory may have read and unpacked it already
+            pieces = response.iter_bytes() if response.is_stream_consumed else unpacked(response, LONGEST_BODY)
+            for piece in pieces:
+                body += piece
                 if self._clock.monotonic() > deadline:
                     raise httpx.ReadTimeout("the deadline passed while the answer came")
             return HttpAnswer(status=response.status_code, headers=dict(response.headers), body=bytes(body))
@@ -297,7 +295,10 @@ def make_client(
     A redirect of a POST is followed by no rule that all servers share, so it is an error that names the status.
     """
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-    return httpx.Client(verify=verify, limits=limits, follow_redirects=False, proxy=proxy)
+    client = httpx.Client(verify=verify, limits=limits, follow_redirects=False, proxy=proxy)
+    for transport in (client._transport, *client._mounts.values()):  # those of proxies, by environment or by argument
+        bound(transport)
+    return client
 
 
 def make_tls(*, ca_file: str | None, client_cert: str | None, client_key: str | None) -> ssl.SSLContext | bool:

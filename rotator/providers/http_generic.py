@@ -39,7 +39,7 @@ from rotator.providers.kinds import Site
 from rotator.providers.paging import Page, Paging, read_pages
 from rotator.providers.rest import Auth, Reply, Rest, said, sendable
 from rotator.reasons import Reason
-from rotator.templates import render
+from rotator.templates import names, render
 from rotator.timestamps import retry_after
 
 
@@ -215,11 +215,12 @@ class HttpCalls:
 
     def _path(self, step: Request, values: Mapping[str, str], what: str) -> str:
         quoted: dict[str, str] = {}
-        for name, value in values.items():
-            if value in ("", ".", "..") and f"{{{name}}}" in step.path:
-                # these would make it the path of something else entirely
+        for name in names(step.path):
+            value = values[name]
+            # the first three would make it the path of something else entirely, and no platform has the fourth
+            if value in ("", ".", "..") or value.encode(errors="replace").decode() != value:
                 raise Permanent(f"{what}: {value!r} can't stand in a URL", reason=Reason.KEY_UNKNOWN)
-            quoted[name] = quote(value, safe="", errors="replace")
+            quoted[name] = quote(value, safe="")
         return render(step.path, quoted)
 
     def _followed(self, at: str, link: str, operation: str) -> str:

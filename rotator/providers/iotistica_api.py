@@ -24,6 +24,7 @@ from rotator.providers.http import Peer
 from rotator.providers.rest import Grant, Login, Reply, Rest, is_text
 from rotator.reasons import Reason
 
+LONGEST_LIFE: Final = 10**10  # seconds; what is longer, or NaN, is no life
 ACCESS_LIFE: Final = 900.0  # seconds; the source's default, where neither answer nor token say
 REVOKED_FOR: Final = timedelta(seconds=60)  # caches honour a revoked API key for as long
 LONGEST_NAME: Final = 255  # characters; the source's columns
@@ -166,7 +167,7 @@ class IotisticaApi:
             raise reply.unreadable("the answer holds no access token")
         if told.get("mustChangePassword") is True:
             _log.warning("the operator's password must be changed at the platform", provider=self.name)
-        if not isinstance(life, int | float) or isinstance(life, bool) or life <= 0:
+        if not isinstance(life, int | float) or isinstance(life, bool) or not 0 < life < LONGEST_LIFE:
             life = self._life_of(access) or ACCESS_LIFE
         kept = Secret(refresh) if isinstance(refresh, str) and refresh else refresh_before
         return Grant(
@@ -228,6 +229,17 @@ class Resource:
 
     def _deadline(self) -> float:
         return self._api.operator.deadline(self._issue_deadline)
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """What `provision` may be told."""
+        raise NotImplementedError
+
+    def _check_options(self, options: Mapping[str, str]) -> None:
+        """Refuse what `provision` can't be told. Raises: Permanent PROVIDER_REFUSED."""
+        unknown = sorted(options.keys() - self.options.keys())
+        if unknown:
+            raise self._refused("provision", f"no such option: {', '.join(unknown)}")
 
     def _unknown(self, operation: str, id: str) -> Permanent:
         return Permanent(f"{self.name}: {operation}: no such key: {id}", reason=Reason.KEY_UNKNOWN)

@@ -47,6 +47,8 @@ PAGE: Final = 100  # agents in one answer
 ROTATIONS: Final = (5, 900.0)  # at most so many of one device in so many seconds (platforms.md)
 CACHED_FOR: Final = timedelta(seconds=300)  # device keys in the platform's cache
 TOPIC: Final = "agent/{}/config/api-key-rotation"
+# Of the time that is left, for the message alone: a key that was told is heard though the HTTP call is never answered.
+HEARING: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +152,8 @@ class DeviceKeys(Resource):
         sendable(current.reveal(), f"{self.name}: issue: the current key")
         with self._listening(uuid, current, deadline) as ear:
             self._take_turn(uuid)
-            reply, error = self._call(uuid, current, deadline)
+            left = deadline - self._api.clock.monotonic()
+            reply, error = self._call(uuid, current, deadline - left * HEARING)
             if error is not None and not isinstance(error, UnknownOutcome):
                 raise error
             told = ear.told(deadline, self._api.clock.monotonic)
@@ -189,6 +192,7 @@ class DeviceKeys(Resource):
         Raises: as `issue`; Permanent PROVIDER_REFUSED where there is one of this name, since its key can't be had;
         PROVIDER_QUOTA where the licence allows no more.
         """
+        self._check_options(options)
         deadline = self._deadline()
         for row in self._agents(deadline):
             if text_of(row, "name", "device_name") == name:

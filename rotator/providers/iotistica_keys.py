@@ -156,6 +156,7 @@ class ApiKeys(Resource):
 
         Raises: as `create`; Permanent PROVIDER_REFUSED where there is one of this name already.
         """
+        self._check_options(options)
         deadline = self._deadline()
         for row in self._rows(deadline):
             if row.get("is_active") is not False and unmarked(text_of(row, "name")) == unmarked(name):

@@ -202,6 +202,7 @@ class ProvisioningKeys(Resource):
 
         Raises: as `create`; Permanent PROVIDER_REFUSED where one of this description can still be used.
         """
+        self._check_options(options)
         days = options.get("days", "")
         if days and (not days.isdecimal() or not 1 <= int(days) <= 3650):
             raise self._refused("provision", "`days` must be a whole number from 1 to 3650")

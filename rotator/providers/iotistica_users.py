@@ -111,6 +111,7 @@ class MqttUsers(Resource):
             Transient, Permanent: no password was set (PROVIDER_AUTH, PROVIDER_REFUSED); what was made is found again.
             UnknownOutcome: the user may have been made, or its password set; another try finds it.
         """
+        self._check_options(options)
         superuser = options.get("superuser", "false")
         if superuser not in ("true", "false"):
             raise self._refused("provision", "`superuser` must be true or false")

@@ -75,9 +75,14 @@ def _failure(
         return reply.error(changes=changes)
     if step.success.when is not None and not step.success.when.holds(value):
         return reply.error(changes=changes) if error is None else refused(reply, error, changes=changes)
-    if value is None and step.result != Result():
+    if value is None and (step.result != Result() or _is_no_answer(reply, step)):
         return reply.error(changes=changes)
     return None
+
+
+def _is_no_answer(reply: Reply, step: Step) -> bool:
+    """Whether something else than the platform spoke, such as a proxy's page, or only half of it arrived."""
+    return not step.success.any_body and reply.body.strip() not in (b"", b"null")
 
 
 def _unclear(reply: Reply, problem: str, *, changes: bool) -> RotatorError:

@@ -113,7 +113,7 @@ def _counted(paging: Paging, ask: Ask[T]) -> _Reading[T]:
     reading = _Reading[T]()
     number = paging.first if paging.first is not None else int(paging.kind == "page")
     while True:
-        page = ask({str(paging.param): str(number), **_size(paging)}, None)
+        page, known = ask({str(paging.param): str(number), **_size(paging)}, None), len(reading.entries)
         reading.take(page)
         total = _total(paging, page)
         if total is not None:
@@ -122,6 +122,9 @@ def _counted(paging: Paging, ask: Ask[T]) -> _Reading[T]:
             return reading
         if not page.count:
             raise page.reply.unreadable(f"the list ends after {reading.count} entries, and says that there are more")
+        if len(reading.entries) == known:
+            # else a platform that always says "more", or that does not know `param`, is asked until the deadline
+            raise page.reply.unreadable("a page of the list shows what was read already, and says that there is more")
         number += 1 if paging.kind == "page" else page.count
 
 

@@ -34,8 +34,10 @@ ALPHABET: Final = string.ascii_letters + string.digits  # nothing that a shell, 
 LENGTH: Final = 43  # characters: 256 bits
 PORTS: Final[Mapping[str, int]] = {"http": 15672, "https": 15671}  # the plugin's own
 WHY: Final = "the password was rotated"  # `X-Reason` of a closed connection, for the broker's log
-# The management plugin learns of connections at intervals (`collect_statistics_interval`, 5 s); tried: 4 to 5 s.
-STATISTICS: Final = timedelta(seconds=15)
+# The management plugin learns of a connection's age at intervals (`collect_statistics_interval`, 5 s unless it is set
+# otherwise; tried: 4 to 5 s). After this long, one whose age is not known is younger than that.
+STATISTICS: Final = timedelta(seconds=90)
+ASK_AGAIN: Final = timedelta(seconds=5)
 # What an MQTT client needs and no more: its own queues, and the exchange that MQTT's messages go through.
 PERMISSIONS: Final[Mapping[str, str]] = {
     "configure": "^mqtt-subscription-.*$",
@@ -199,6 +201,8 @@ class Rabbitmq:
                 all connections are.
             Permanent: PROVIDER_UNABLE: its statistics are switched off, so it never knows.
         """
+        if not _whole(identity.id):
+            raise self._unknown_key("evict", identity.id)
         deadline = self._rest.deadline()
         path = f"/connections/username/{quote(identity.id, safe='')}"
         listed = self._looked(path, "list_connections", deadline, columns="name,user")
@@ -333,7 +337,7 @@ class Rabbitmq:
             raise Permanent(text, reason=Reason.PROVIDER_UNABLE)
         if self._peer.clock.now() - before < STATISTICS:
             text = f"{self.name}: evict: the broker does not know yet how old all sessions of {identity.id!r} are"
-            raise Transient(text, reason=Reason.PROVIDER_UNAVAILABLE, retry_after=STATISTICS)
+            raise Transient(text, reason=Reason.PROVIDER_UNAVAILABLE, retry_after=ASK_AGAIN)
 
 
 def _words(value: object) -> str:

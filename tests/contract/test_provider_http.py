@@ -33,6 +33,7 @@ from rotator.sandbox.thingsboard import ThingsBoard
 MARKER = "rotator-0123456789ab-1"
 SECRET = "a-secret-of-the-platform"
 LATER = timedelta(seconds=60)
+OPTIONAL_RIGHTS = {"$from": "rights", "$optional": True}
 Make = Callable[..., Any]
 
 
@@ -166,7 +167,7 @@ def test_an_original_that_lacks_what_is_kept_changes_nothing(emqx: EmqxBroker, m
 def test_emqx_creates_nobody(emqx: EmqxBroker, make: Make) -> None:
     """A user that is not there is KEY_UNKNOWN, and stays away."""
     provider = make(emqx)
-    for id in ("nobody", "..", ".", ""):
+    for id in ("nobody", "..", ".", "", "\ud800"):
         error = raised(partial(provider.set_secret, provider.identity(id), Secret("x" * 20)))
         assert (Permanent, Reason.KEY_UNKNOWN) == (type(error), error.reason)
     assert {} == emqx.live()
@@ -194,6 +195,15 @@ def test_emqx_kicks_who_came_before(emqx: EmqxBroker, make: Make) -> None:
     assert 5 == provider.evict(Identity(id="lift", username="lift"), before)
     assert ["o", "new"] == emqx.sessions()
     assert 0 == provider.evict(Identity(id="lift", username="lift"), before)
+
+
+def test_an_odd_session_protects_no_other(emqx: EmqxBroker, make: Make) -> None:
+    """A client id that can't stand in a URL is told of when all others are gone."""
+    for id in ("a", "..", "b"):
+        emqx.connect("lift", id)
+    error = raised(lambda: make(emqx).evict(Identity(id="lift", username="lift"), datetime.now(UTC) + LATER))
+    assert (Permanent, [".."]) == (type(error), emqx.sessions())
+    assert "'..' can't stand in a URL" in error.message
 
 
 def test_emqx_deletes_once_and_again(emqx: EmqxBroker, make: Make) -> None:
@@ -723,3 +733,157 @@ def test_a_platform_that_repeats_a_secret_is_not_quoted(double: RestDouble) -> N
     provider.close()
     assert (Permanent, Reason.PROVIDER_REFUSED) == (type(error), error.reason)
     assert "*** is too short for ***" in error.message
+
+
+@pytest.mark.parametrize(
+    ("body", "success", "done"),
+    [
+        (b"", {}, True),
+        (b"null", {}, True),
+        ({"any": 1}, {}, True),
+        (b"OK", {"any_body": True}, True),
+        (b"OK", {}, False),
+        (b"<html>log in to the network</html>", {}, False),
+        (b'{"hal', {}, False),
+        (b"", {"when": "ok"}, False),
+    ],
+    ids=str,
+)
+def test_a_page_with_a_200_is_no_success(
+    double: RestDouble, body: object, success: dict[str, object], done: bool
+) -> None:
+    """Of a request from whose answer nothing is read: an empty body or JSON, unless the configuration allows any."""
+    double.script["POST"] = double.script["DELETE"] = [Scripted(body=body)]
+    requests = {
+        "set": {"method": "POST", "path": "/{id}", "body": {"password": "{secret}"}, "success": success},
+        "delete": {"method": "DELETE", "path": "/{id}", "success": success},
+    }
+    provider: Any = built("http", "p", {"url": double.url, "strategy": "chosen", "requests": requests})
+    chosen = partial(provider.set_secret, Identity(id="k", username="k"), provider.choose())
+    calls: list[Callable[[], object]] = [chosen, partial(provider.delete, "k")]
+    if done:
+        for call in calls:
+            call()
+    else:
+        assert [UnknownOutcome, Transient] == [type(raised(call)) for call in calls]
+    provider.close()
+
+
+# --- a second key, and a login, by script --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def replacing(double: RestDouble) -> Iterator[Make]:
+    """Makes providers of the scripted endpoint that make a second key, and closes them."""
+    made: list[Any] = []
+    requests: dict[str, Any] = {
+        "list": {"method": "GET", "path": "/keys", "result": {"id": "id"}},
+        "get": {"method": "GET", "path": "/keys/{id}"},
+        "create": {
+            "method": "POST",
+            "path": "/keys",
+            "body": {"label": "{name} {marker}"},
+            "result": {"id": "id", "secret": "secret", "username": "user"},
+            "success": {"when": "ok"},
+        },
+        "delete": {"method": "DELETE", "path": "/keys/{id}"},
+    }
+
+    def build(body: dict[str, object] | None = None, **changes: Any) -> Any:
+        if body is None:
+            requests["get"]["result"] = {"name": "label"}
+        else:
+            requests["create"]["body"] = body
+        own = {
+            "url": double.url,
+            "strategy": "replace",
+            "requests": requests,
+            "errors": {"message": "error"},
+            **changes,
+        }
+        made.append(built("http", "p", own, secrets={"T": "the-api-token"}))
+        return made[-1]
+
+    yield build
+    for provider in made:
+        provider.close()
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"", b'{"label": "li', b"[" * 5000], ids=str)
+@pytest.mark.parametrize(
+    "sent", [{"label": "{name} {marker}"}, {"label": "{marker}", "rights": OPTIONAL_RIGHTS}], ids=str
+)
+def test_no_key_is_made_of_an_original_that_can_not_be_read(
+    double: RestDouble, replacing: Make, body: bytes, sent: dict[str, object]
+) -> None:
+    """Its name, or its rights, would be lost without a word."""
+    double.script["GET"] = [Scripted(body=body)]
+    provider = replacing(sent)
+    error = raised(lambda: provider.create(Identity(id="k", username="u"), MARKER))
+    assert (Transient, Reason.PROVIDER_ANSWER_UNREADABLE) == (type(error), error.reason)
+    assert ["GET"] == double.methods()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({"ok": True, "id": 8, "secret": SECRET, "user": "u8"}, None),
+        ({"ok": True, "id": "K", "secret": SECRET, "user": "u8"}, BadAnswer),
+        ({"ok": True, "secret": SECRET}, BadAnswer),
+        ({"ok": True, "id": {"a": 1}, "secret": SECRET}, BadAnswer),
+        ({"ok": True, "id": "8", "secret": SECRET, "user": ["u"]}, BadAnswer),
+        ({"ok": False, "error": "the-api-token is out of flux"}, Permanent),
+    ],
+    ids=str,
+)
+def test_a_new_key_is_named_by_its_answer(
+    double: RestDouble, replacing: Make, body: dict[str, Any], kind: type[RotatorError] | None
+) -> None:
+    """An id that is another than the original's, and a username; else the answer is kept for a person."""
+    double.script["GET"] = [Scripted(body={"label": f"lift {MARKER}"})]
+    double.script["POST"] = [Scripted(body=body)]
+    provider = replacing(auth={"token": {"env": "T"}})
+    who = Identity(id="k", username="u")
+    if kind is None:
+        assert Identity(id="8", username="u8") == provider.create(who, "rotator-aaaaaaaaaaaa-2").identity
+        assert {"label": "lift rotator-aaaaaaaaaaaa-2"} == double.calls[-1].body
+        return
+    error = raised(lambda: provider.create(who, MARKER))
+    assert kind is type(error)
+    assert json.dumps(body).encode() == error.body
+    assert "the-api-token" not in error.message
+
+
+def test_a_refresh_token_serves_again_where_the_renewal_gives_none(double: RestDouble, make: Make) -> None:
+    """Some platforms renew the access token alone; lives may be digits in a text."""
+    clock = AheadClock()
+
+    def answer(call: RestCall) -> Scripted:
+        asked.append(call.body)
+        first = {"refresh": "r1", "org": 7} if call.path == "/login" else {}
+        return Scripted(body={"access": f"a{len(asked)}", "life": "100", **first})
+
+    asked: list[object] = []
+    double.script["POST"] = [answer]
+    double.script["GET"] = [Scripted(body=[])]
+    auth = {
+        "login": {
+            "username": "me",
+            "password": {"env": "T"},
+            "request": {"method": "POST", "path": "/login", "body": {"u": "{username}", "p": "{password}"}},
+            "renew": {"method": "POST", "path": "/renew", "body": {"r": "{refresh}", "o": "{org}"}},
+            "access": "access",
+            "refresh": "refresh",
+            "expires_in": "life",
+            "keep": {"org": "org"},
+        }
+    }
+    provider = built("http", "p", scripted(double, auth=auth), secrets={"T": "pass"}, clock=clock)
+    for _ in range(3):
+        provider.list_keys()
+        provider.list_keys()
+        clock.ahead += timedelta(seconds=90)
+    provider.close()
+    assert [{"u": "me", "p": "pass"}, {"r": "r1", "o": "7"}, {"r": "r1", "o": "7"}] == asked
+    shown = [call.authorization for call in double.calls if call.method == "GET"]
+    assert ["Bearer a1", "Bearer a1", "Bearer a2", "Bearer a2", "Bearer a3", "Bearer a3"] == shown

@@ -705,6 +705,7 @@ def test_a_rate_limit_says_when(
         ({"status": 503}, UNKNOWN, 1),
         ({"status": 503, "status_after_effect": True}, UNKNOWN, 2),
         ({"truncate": True}, UNKNOWN, 2),
+        ({"content_type": "text/html"}, UNKNOWN, 2),
         ({"latency_after": 20.0}, UNKNOWN, 2),
         ({"latency_before": 20.0}, UNKNOWN, 1),
         ({"status": 400}, REFUSED, 1),

@@ -439,6 +439,26 @@ def test_truncated_json(operator: Operator) -> None:
     assert operator.platform.current_token(key_id) != old
 
 
+def test_a_page_instead_of_json(operator: Operator) -> None:
+    """A portal in between answers with HTTP 200 and HTML; the effect took place."""
+    key_id, old = operator.platform.add_key("a", operator.organization)
+    operator.platform.faults = Faults(content_type="text/html")
+    answer = operator.post(REFRESH, {"apiKeyId": key_id})
+    assert (200, True) == (answer.status_code, answer.headers["content-type"].startswith("text/html"))
+    assert operator.platform.current_token(key_id) != old
+
+
+def test_a_role_is_assigned_once(operator: Operator) -> None:
+    """As Hasura's insert does: what is there already is a violation, and nothing changes."""
+    key_id, _ = operator.platform.add_key("a", operator.organization)
+    document = (
+        'mutation { assignApiKeyOrganizationRole(object: {roleName: "MqttIntegrator", apiKeyId: "%s"}) { roleName } }'
+    )
+    (error,) = operator.post(document % key_id).json()["errors"]
+    assert "constraint-violation" == error["extensions"]["code"]
+    assert {"MqttIntegrator"} == operator.platform.state.key(key_id).roles
+
+
 def test_latency_before_and_after_the_effect(operator: Operator) -> None:
     """While the first passes nothing has happened; after it everything has, although no answer is there yet."""
     key_id, old = operator.platform.add_key("a", operator.organization)

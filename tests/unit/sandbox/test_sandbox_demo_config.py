@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
-from rotator.sandbox.demo_config import DemoKey, Endpoints, put_secret, rotator_yaml
+from rotator.sandbox.demo_config import DemoKey, KeyEntry, put_secret, rotator_yaml
 from rotator.settings import load
 
-AT = Endpoints(
-    listen="127.0.0.1:9109",
-    platform_url="http://127.0.0.1:1/v1/graphql",
-    organization="acme",
-    email="operator@acme.example",
-    vault_url="http://127.0.0.1:2",
-    broker_host="127.0.0.1",
-    broker_port=3,
-    observer="observer",
+KEY = DemoKey(
+    name="building-a",
+    id="c6f7b103-81df-4e73-8218-4f671056aee2",
+    username="c6f7b103-81df-4e73-8218-4f671056aee2",
+    password="made-up",
+    topic="haltian-iot/events/31efcae6/{username}",
 )
-KEY = DemoKey(name="building-a", id="c6f7b103-81df-4e73-8218-4f671056aee2", integration="31efcae6")
+OLD = DemoKey(
+    name="building-b",
+    id="b",
+    username="b",
+    password="made-up",
+    topic="telemetry/building-b",
+    max_age=timedelta(seconds=1.5),
+    grace=timedelta(seconds=4),
+)
 
 
 def written(tmp_path: Path) -> Path:
     """A demo's directory with configuration and secrets; the folder's name needs quoting in YAML."""
     directory = tmp_path / "a: folder's {name}"
     (directory / "secrets").mkdir(parents=True)
-    for name in ("role-id", "secret-id", "observer.password", "admin.token", "haltian.password"):
+    for name in ("role-id", "secret-id", "admin.token", "losant.token"):
         put_secret(directory / "secrets", name, "made-up")
+    consumers = ("dashboards", "alarms")
+    token = {"file": str(directory / "secrets" / "losant.token")}
+    text = rotator_yaml(
+        directory,
+        listen="127.0.0.1:9109",
+        vault_url="http://127.0.0.1:2",
+        providers={"losant-demo": {"kind": "losant", "application": "made-up", "token": token}},
+        consumers={name: {"settle": "1s", "confirm": {"heartbeat": f"heartbeat/{name}"}} for name in consumers},
+        keys=[
+            KeyEntry(key=key, provider="losant-demo", consumers=consumers, host="127.0.0.1", port=3)
+            for key in (KEY, OLD)
+        ],
+    )
     path = directory / "rotator.yaml"
-    path.write_text(rotator_yaml(AT, {KEY.name: KEY}, ("dashboards", "alarms"), directory, 60))
+    path.write_text(text)
     return path
 
 
@@ -37,6 +56,14 @@ def test_the_daemon_takes_the_demo_configuration(tmp_path: Path) -> None:
     key = settings.keys["building-a"]
     expected = (["alarms", "dashboards"], KEY.id, ("dashboards", "alarms"), "mqtt/building-a")
     assert expected == (sorted(settings.consumers), key.id, tuple(key.consumers), key.vault.path)
+
+
+def test_times_are_written_to_the_millisecond(tmp_path: Path) -> None:
+    """A second and a half stays one; a key without an age has none."""
+    keys = load(written(tmp_path), {}).keys
+    found = keys["building-b"]
+    assert (timedelta(seconds=1.5), timedelta(seconds=4)) == (found.rotate.max_age, found.grace)
+    assert keys["building-a"].rotate.max_age is None
 
 
 def test_secret_files_are_ours_alone(tmp_path: Path) -> None:

@@ -53,6 +53,13 @@ def test_remaining_of_an_expired_key_is_nothing() -> None:
     assert (timedelta(0), 0.0) == picture.remaining(key(), NOW + timedelta(hours=1))
 
 
+def test_a_key_that_does_not_expire_shows_its_next_rotation() -> None:
+    """Half a minute of a minute until it is due is half a bar, and says what it counts down to."""
+    text = drawn([key(expires_at=None, rotate_at="2026-03-24T12:01:00+00:00")])
+    assert "█" * 12 + "░" * 12 + " 30s to rotation" in text
+    assert "to rotation" not in drawn([key(rotate_at="2026-03-24T12:00:40+00:00")])
+
+
 def test_picture_shows_life_phase_version_consumers_and_event() -> None:
     """Each column of the issue's list is there."""
     text = drawn(
