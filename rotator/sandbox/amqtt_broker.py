@@ -22,7 +22,7 @@ from amqtt.mqtt.disconnect import DisconnectPacket
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.session import Session
 
-from rotator.sandbox.token_sink import EVENTS_PREFIX, HEARTBEAT_PREFIX
+from rotator.sandbox.token_sink import EVENTS_PREFIX, HEARTBEAT_PREFIX, TELEMETRY_PREFIX
 
 LOG_TOPIC = "$SYS/broker/log/N"
 
@@ -40,11 +40,12 @@ class _Login:
 
 
 def allowed(username: str, topic: str, action: str) -> bool:
-    """Whether a key may do this: its own events to read, heartbeats to write (see `TokenSink`)."""
+    """Whether a key may do this: its own events and telemetry to read, heartbeats to write (see `TokenSink`)."""
     levels = topic.split("/")
     if action == Action.PUBLISH:
         return levels[0] == HEARTBEAT_PREFIX
-    return "/".join(levels[:2]) == EVENTS_PREFIX and levels[3:4] == [username]
+    own_events = "/".join(levels[:2]) == EVENTS_PREFIX and levels[3:4] == [username]
+    return own_events or levels[0] == TELEMETRY_PREFIX
 
 
 class _Broker(Broker):  # type: ignore[misc]  # amqtt's annotations are not exported

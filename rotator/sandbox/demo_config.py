@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+Json = Mapping[str, Any]
 
 ROTATOR_POLICY = """\
 # Its keys' secrets, and nothing else.
@@ -25,11 +29,24 @@ CONSUMER_POLICY = 'path "secret/data/mqtt/*" { capabilities = ["read"] }\n'
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoKey:
-    """One key of the demo."""
+    """One key of the demo, as somebody made it by hand.
+
+    Args:
+        name: in the configuration.
+        id: the platform's.
+        username, password: with which it comes in.
+        topic: below which its events are published; `{username}` is to be filled in.
+        max_age: of its secret; None where the platform lets it expire.
+        grace: for which a key that was replaced stays; None where keys are not replaced.
+    """
 
     name: str
     id: str
-    integration: str
+    username: str
+    password: str = field(repr=False)
+    topic: str
+    max_age: timedelta | None = None
+    grace: timedelta | None = None
 
     @property
     def path(self) -> str:
@@ -39,21 +56,18 @@ class DemoKey:
     @property
     def filter(self) -> str:
         """The topic filter of its events, with `{username}` to be filled in."""
-        return f"haltian-iot/events/{self.integration}/{{username}}/#"
+        return f"{self.topic}/#"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Endpoints:
-    """Where everything listens, for the configuration."""
+class KeyEntry:
+    """A key, and what its entry in the configuration names: provider, consumers, the broker's host and port."""
 
-    listen: str
-    platform_url: str
-    organization: str
-    email: str
-    vault_url: str
-    broker_host: str
-    broker_port: int
-    observer: str
+    key: DemoKey
+    provider: str
+    consumers: Sequence[str]
+    host: str
+    port: int
 
 
 def put_secret(directory: Path, name: str, value: str) -> Path:
@@ -65,70 +79,83 @@ def put_secret(directory: Path, name: str, value: str) -> Path:
     return path
 
 
-def _file(path: Path) -> str:
-    return f"{{file: {json.dumps(str(path))}}}"
-
-
 def rotator_yaml(
-    at: Endpoints, keys: Mapping[str, DemoKey], consumers: tuple[str, ...], directory: Path, lifetime: float
+    directory: Path,
+    *,
+    listen: str,
+    vault_url: str,
+    providers: Mapping[str, Json],
+    consumers: Mapping[str, Json],
+    keys: Sequence[KeyEntry],
 ) -> str:
     """`rotator.yaml` of the demo.
 
     Args:
-        at: the addresses.
-        keys: name → key.
-        consumers: names of supervised programs, each of which reads every key.
         directory: the demo's; secrets lie in `secrets/`, pid files in `consumers/`.
-        lifetime: of a key, in seconds.
+        listen: the daemon's `host:port`.
+        vault_url: of Vault.
+        providers: name → section.
+        consumers: names of supervised programs → how it is proven that each is back (`settle`, `confirm`).
+        keys: all of them.
     """
-    secrets = directory / "secrets"
-    state = json.dumps(f"sqlite:///{directory / 'state' / 'rotator.db'}")
-    confirm = (
-        f"{{host: {at.broker_host}, port: {at.broker_port}, username: {at.observer}, "
-        f"password: {_file(secrets / 'observer.password')}"
-    )
+    state = {
+        "url": f"sqlite:///{directory / 'state' / 'rotator.db'}",
+        "seal": {"kind": "file", "path": str(directory / "state" / "seal.key")},
+    }
+    secret = {name: {"file": str(directory / "secrets" / name)} for name in ("admin.token", "role-id", "secret-id")}
+    auth = {"method": "approle", "role_id": secret["role-id"], "secret_id": secret["secret-id"]}
     lines = [
         "# Written by `rotator demo`. Times are short, so that something happens; a real one says 14d, not 33% of 60s.",
-        f"state: {{url: {state}, seal: {{kind: file, path: {json.dumps(str(directory / 'state' / 'seal.key'))}}}}}",
-        f"http: {{listen: {json.dumps(at.listen)}, admin_token: {_file(secrets / 'admin.token')}}}",
+        f"state: {json.dumps(state)}",
+        "http:",
+        *_fields({"listen": listen, "admin_token": secret["admin.token"]}, indent=2),
         "vault:",
-        f"  url: {json.dumps(at.vault_url)}",
-        "  mount: secret",
-        "  auth:",
-        "    method: approle",
-        f"    role_id: {_file(secrets / 'role-id')}",
-        f"    secret_id: {_file(secrets / 'secret-id')}",
+        *_fields({"url": vault_url, "mount": "secret", "auth": auth}, indent=2),
         "providers:",
-        "  haltian-demo:",
-        "    kind: haltian",
-        f"    url: {json.dumps(at.platform_url)}",
-        f"    organization: {at.organization}",
-        f"    email: {json.dumps(at.email)}",
-        f"    password: {_file(secrets / 'haltian.password')}",
-        f"    lifetime: {lifetime:.0f}s",
+        *_entries(providers),
         "consumers:",
+        *_entries({name: _consumer(name, directory, proof) for name, proof in consumers.items()}),
+        "defaults: {rotate: {before_expiry: 33%, jitter: 0s}}",
+        "keys:",
+        *_entries({entry.key.name: _key(entry) for entry in keys}),
+        "watch: 5s",
+        "shutdown_grace: 10s",
+        "mode: manage",
     ]
-    for name in consumers:
-        argv = [sys.executable, "-m", "rotator.sandbox.restart", name, "--dir", str(directory / "consumers")]
-        lines += [
-            f"  {name}:",
-            "    kind: command",
-            f"    argv: {json.dumps(argv)}",
-            "    deliver: direct",
-            "    timeout: 20s",
-            "    settle: 1s",
-            f"    confirm: {{broker: {confirm}, client_id: {json.dumps(name + '-*')}}}}}",
-        ]
-    lines += ["defaults: {rotate: {before_expiry: 33%, jitter: 0s}}", "keys:"]
-    for key in keys.values():
-        lines += [
-            f"  {key.name}:",
-            "    provider: haltian-demo",
-            f"    id: {key.id}",
-            f'    vault: {{path: {key.path}, fields: {{username: "{{username}}", password: "{{secret}}"}}}}',
-            f"    verify: {{host: {at.broker_host}, port: {at.broker_port}, tls: false, "
-            f"subscribe: {json.dumps(key.filter)}}}",
-            f"    consumers: [{', '.join(consumers)}]",
-        ]
-    lines += ["watch: 5s", "shutdown_grace: 10s", "mode: manage"]
     return "\n".join(lines) + "\n"
+
+
+def _entries(entries: Mapping[str, Json]) -> Iterator[str]:
+    for name, fields in entries.items():
+        yield f"  {name}:"
+        yield from _fields(fields, indent=4)
+
+
+def _fields(fields: Json, *, indent: int) -> Iterator[str]:
+    """One line each; all JSON is YAML."""
+    for name, value in fields.items():
+        yield f"{' ' * indent}{name}: {json.dumps(value)}"
+
+
+def _consumer(name: str, directory: Path, proof: Json) -> Json:
+    argv = [sys.executable, "-m", "rotator.sandbox.restart", name, "--dir", str(directory / "consumers")]
+    return {"kind": "command", "argv": argv, "deliver": "direct", "timeout": "20s", **proof}
+
+
+def _key(entry: KeyEntry) -> Json:
+    key = entry.key
+    fields: dict[str, Any] = {"provider": entry.provider, "id": key.id}
+    if key.max_age is not None:
+        fields["rotate"] = {"max_age": _duration(key.max_age)}
+    if key.grace is not None:
+        fields["grace"] = _duration(key.grace)
+    return {
+        **fields,
+        "vault": {"path": key.path, "fields": {"username": "{username}", "password": "{secret}"}},
+        "verify": {"host": entry.host, "port": entry.port, "tls": False, "subscribe": key.filter},
+        "consumers": list(entry.consumers),
+    }
+
+
+def _duration(span: timedelta) -> str:
+    return f"{round(span.total_seconds() * 1000)}ms"

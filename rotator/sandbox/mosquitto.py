@@ -22,7 +22,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from rotator.sandbox.processes import end, free_port, spawn, tail, wait_until
-from rotator.sandbox.token_sink import EVENTS_PREFIX, HEARTBEAT_PREFIX
+from rotator.sandbox.token_sink import EVENTS_PREFIX, HEARTBEAT_PREFIX, TELEMETRY_PREFIX
 
 CONTROL = "$CONTROL/dynamic-security/v1"
 ITERATIONS = 101
@@ -181,6 +181,7 @@ class MosquittoBroker:
         role = f"key-{username}"
         acls = [
             _acl("subscribePattern", f"{EVENTS_PREFIX}/+/{username}/#"),
+            _acl("subscribePattern", f"{TELEMETRY_PREFIX}/#"),
             _acl("publishClientSend", f"{HEARTBEAT_PREFIX}/#"),
         ]
         return [

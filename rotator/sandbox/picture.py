@@ -55,6 +55,11 @@ def remaining(key: Key, now: datetime) -> tuple[timedelta, float] | None:
     return left, min(left / (expires - issued), 1.0)
 
 
+def until_rotation(key: Key, now: datetime) -> tuple[timedelta, float] | None:
+    """The time until a key that does not expire is rotated, and as a share of its secret's age by then."""
+    return remaining({"issued_at": key.get("issued_at"), "expires_at": key.get("rotate_at")}, now)
+
+
 def phase(key: Key) -> str:
     """`rotating: restart`, or the state alone."""
     state, step = str(key.get("state") or "unknown"), _part(key, "rotation").get("step")
@@ -129,12 +134,18 @@ def _consumers(key: Key) -> list[Mapping[str, Any]]:
 
 def _bar(key: Key, now: datetime) -> Text:
     left = remaining(key, now)
-    if left is None:
-        return Text("unknown", style="dim")
-    full = round(left[1] * BAR)
-    colour = "green" if left[1] > 1 / 3 else "yellow" if left[1] > 0.1 else "red"
-    bar = Text("█" * full, style=colour).append("░" * (BAR - full), style="dim")
-    return bar.append(f" {_short(left[0])}", style=colour)
+    if left is not None:
+        colour = "green" if left[1] > 1 / 3 else "yellow" if left[1] > 0.1 else "red"
+        return _drawn(left[1], colour).append(f" {_short(left[0])}", style=colour)
+    left = until_rotation(key, now) if key.get("expires_at") is None else None
+    if left is not None:  # nothing dies then, so no colour warns
+        return _drawn(left[1], "blue").append(f" {_short(left[0])} to rotation", style="blue")
+    return Text("unknown", style="dim")
+
+
+def _drawn(share: float, colour: str) -> Text:
+    full = round(share * BAR)
+    return Text("█" * full, style=colour).append("░" * (BAR - full), style="dim")
 
 
 def _phase(key: Key) -> Text:

@@ -37,13 +37,18 @@ _NUMBER = r'{topic}/temperature: \{{\n +"sensor": "temperature",\n +"number": (\
 
 
 class Demo:
-    """`rotator demo --plain --dir …`, started as `make run` does: by the console script beside the interpreter."""
+    """`rotator demo --plain --dir …`, started as `make run` does: by the console script beside the interpreter.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: an empty one.
+        options: more of them.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
         self.home, self.output = folder / "demo", folder / "output"
         self.seen: dict[Process, Look] = {}
         self.started = time.monotonic()
-        argv = [str(Path(sys.executable).with_name("rotator")), "demo", "--plain", "--dir", str(self.home)]
+        argv = [str(Path(sys.executable).with_name("rotator")), "demo", "--plain", "--dir", str(self.home), *options]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
@@ -58,6 +63,13 @@ class Demo:
         assert file.exists(), f"the demo ended with exit code {self.process.returncode}\n{self.tell()}"
         found: dict[str, Any] = json.loads(file.read_text())
         return found
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The lines of the daemon's log with this event, oldest first."""
+        log = self.home / "rotator.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        found = [json.loads(line) for line in lines if f'"{name}"' in line and line.endswith("}")]
+        return [one for one in found if one["event"] == name]
 
     def remember_processes(self) -> None:
         """Take note of all processes of the demo that run now."""
@@ -152,9 +164,9 @@ class Teller:
         self._facts = demo.facts()
         self._vault = VaultReader(self._facts["vault"]["url"], self._secret("vault", "token_file"))
         stack.callback(self._vault.close)
-        broker = self._facts["broker"]
+        broker = self._facts["brokers"]["amqtt"]
         self._at = (broker["host"], broker["port"])
-        observer = (broker["observer_username"], self._secret("broker", "observer_password_file"))
+        observer = (broker["observer_username"], Path(broker["observer_password_file"]).read_text().strip())
         self._witness = stack.enter_context(Guest(*self._at, observer, "$SYS/broker/log/#"))
 
     def story(self) -> Story:

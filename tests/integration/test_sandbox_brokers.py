@@ -51,6 +51,16 @@ def lines(observer: Listener) -> list[str]:
     return [payload for _, payload in observer.messages(LOG) if "New connection from" not in payload]
 
 
+def test_every_key_reads_telemetry(broker: Broker, enter: Enter) -> None:
+    """What names no username is for all keys to read, whatever their usernames are."""
+    broker.grant(KEY, "live")
+    key = enter(KEY, "live", "a").connected()
+    assert "Granted QoS 1" == key.subscribe("telemetry/building-a/#")
+    broker.publish("telemetry/building-a/temperature", "20")
+    key.wait_for("message")
+    assert [("telemetry/building-a/temperature", "20")] == key.messages()
+
+
 def test_only_the_live_token_comes_in(broker: Broker, enter: Enter) -> None:
     """The granted token does; another one, an unknown username and no password do not."""
     broker.grant(KEY, "live")

@@ -169,7 +169,7 @@ def test_everything_in_sandbox_json_is_there(start: Any) -> None:
         both = [f"/{key['id']}/temperature" for key in facts["keys"].values()]
         wait_until(f"{name}'s messages", lambda: all(part in tail(log, 1000) for part in both), timeout=20)  # noqa: B023
     assert root not in json.dumps(facts)
-    assert httpx.post(facts["platform"]["url"], json={}).json()["errors"][0]["extensions"]["code"]
+    assert httpx.post(facts["platforms"]["haltian"]["url"], json={}).json()["errors"][0]["extensions"]["code"]
 
 
 def test_the_picture_on_a_terminal(start: Any) -> None:
