@@ -38,6 +38,7 @@ class Reason(StrEnum):
     PROVIDER_QUOTA = "provider_quota"
     PROVIDER_UNABLE = "provider_unable"
     CLONE_DIFFERS = "clone_differs"
+    OLD_SESSIONS = "old_sessions"
     NO_SECRET = "no_secret"
     EMPTY_SECRET = "empty_secret"
     OUTCOME_UNKNOWN = "outcome_unknown"
@@ -120,6 +121,7 @@ ADVICE: dict[Reason, str] = {
     Reason.PROVIDER_QUOTA: "A quota of the platform is full, so no second key can be made beside the old one: the message names it; raise it, or delete what is not used.",
     Reason.PROVIDER_UNABLE: "This platform, or its configuration, has no such ability: the message says which; `docs/providers.md` has the table.",
     Reason.CLONE_DIFFERS: "The platform made a key with other rights than the original's, and it was not used: compare both at the platform, then `rotator rotate KEY --now`.",
+    Reason.OLD_SESSIONS: "Nothing at first: the broker says some seconds late how old its sessions are, and is asked again; what is left after that, close by hand.",
     Reason.NO_SECRET: "The provider answered without a secret. Look at the key in its portal; the answer lies sealed in the journal.",
     Reason.EMPTY_SECRET: "The provider answered with an empty secret. Look at the key in its portal; the answer lies sealed in the journal.",
     Reason.OUTCOME_UNKNOWN: "Nothing at first: the provider is looked at before anything is issued again.",

@@ -197,7 +197,7 @@ class Rabbitmq:
         `before` is just as young, nothing can be told yet.
 
         Raises:
-            Transient: as of each look; PROVIDER_UNAVAILABLE: ask again in some seconds, when the broker knows how old
+            Transient: as of each look; OLD_SESSIONS: ask again in some seconds, when the broker knows how old
                 all connections are.
             Permanent: PROVIDER_UNABLE: its statistics are switched off, so it never knows.
         """
@@ -337,7 +337,7 @@ class Rabbitmq:
             raise Permanent(text, reason=Reason.PROVIDER_UNABLE)
         if self._peer.clock.now() - before < STATISTICS:
             text = f"{self.name}: evict: the broker does not know yet how old all sessions of {identity.id!r} are"
-            raise Transient(text, reason=Reason.PROVIDER_UNAVAILABLE, retry_after=ASK_AGAIN)
+            raise Transient(text, reason=Reason.OLD_SESSIONS, retry_after=ASK_AGAIN)
 
 
 def _words(value: object) -> str:

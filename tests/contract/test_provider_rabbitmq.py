@@ -214,7 +214,7 @@ def test_old_sessions_stay_until_they_are_evicted(broker: RabbitmqBroker, build:
         session(new, "data/#", time.monotonic() + 5)
         with pytest.raises(Transient) as caught:
             provider.evict(who(user), issued)  # the broker does not know yet how old they are
-        assert (Reason.PROVIDER_UNAVAILABLE, timedelta(seconds=5)) == (caught.value.reason, caught.value.retry_after)
+        assert (Reason.OLD_SESSIONS, timedelta(seconds=5)) == (caught.value.reason, caught.value.retry_after)
         ended: list[int] = []
         until(lambda: told(provider, user, issued, ended), "the broker knows the times of both", seconds=20)
         assert 1 == sum(ended)
