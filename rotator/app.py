@@ -353,6 +353,7 @@ def _key(
             deactivates=getattr(providers[key.provider], "deactivates", True),
             expires=abilities.expires,
             kills_old=abilities.kills_old,
+            needs_current=abilities.needs_current,
         ),
         path=key.vault.path,
         fields=key.vault.fields,

@@ -440,6 +440,10 @@ def _looked(rotation: Rotation, outcome: LookDone, now: datetime, limits: Limits
         expected=None if dead else rotation.expected,  # what Vault holds is dead, or is the lost answer itself
     )
     reason = Reason.ANSWER_LOST if outcome.happened else Reason.OUTCOME_UNKNOWN
+    if dead and limits.needs_current:
+        # the platform gives a new secret only to who shows the current one, which is the lost answer itself
+        lost = Reason.CURRENT_LOST
+        return replace(_end(cleared, Result.FAILED, now, lost, "the answer was lost"), quarantine=lost)
     if rotation.rolling_back is not None or rotation.issues >= limits.max_attempts:
         if in_place:
             return replace(_end(cleared, Result.FAILED, now, reason, "no answer ever came"), quarantine=reason)

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     EMPTY_SECRET = "empty_secret"
     OUTCOME_UNKNOWN = "outcome_unknown"
     ANSWER_LOST = "answer_lost"
+    CURRENT_LOST = "current_lost"
     KEY_UNKNOWN = "key_unknown"
     KEY_REVOKED = "key_revoked"
     KEY_INACTIVE = "key_inactive"
@@ -126,6 +127,7 @@ ADVICE: dict[Reason, str] = {
     Reason.EMPTY_SECRET: "The provider answered with an empty secret. Look at the key in its portal; the answer lies sealed in the journal.",
     Reason.OUTCOME_UNKNOWN: "Nothing at first: the provider is looked at before anything is issued again.",
     Reason.ANSWER_LOST: "Nothing at first: a secret was issued and its answer never arrived; a new one is issued.",
+    Reason.CURRENT_LOST: "The answer to a call was lost, and this platform gives a new secret only for the current one: have one made by its administration, then `rotator adopt KEY` and `rotator resume KEY`.",
     Reason.KEY_UNKNOWN: "The provider does not list this id: correct `keys.KEY.id`, or remove the key from the configuration.",
     Reason.KEY_REVOKED: "The key was revoked at the provider: create a new one there and change `keys.KEY.id`.",
     Reason.KEY_INACTIVE: "The key is inactive or disabled at the provider, and stays so: activate it there, or remove it from the configuration.",

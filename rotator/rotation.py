@@ -27,8 +27,8 @@ from rotator.reasons import Reason
 class Limits:
     """The settings that the machine decides by; all durations.
 
-    `grace` None: a day, or a tenth of the new secret's life where that is shorter. `expires`, `kills_old` and
-    `deactivates` are the platform's (`model.Abilities`).
+    `grace` None: a day, or a tenth of the new secret's life where that is shorter. `expires`, `kills_old`,
+    `needs_current` and `deactivates` are the platform's (`model.Abilities`).
     """
 
     max_attempts: int = 10
@@ -37,6 +37,7 @@ class Limits:
     settle: timedelta = timedelta(seconds=3)
     expires: bool = True
     kills_old: bool = True
+    needs_current: bool = False
     grace: timedelta | None = None
     deactivates: bool = True
 

@@ -69,7 +69,7 @@ def identity_of(key: AccessKey) -> Identity | None:
     if not isinstance(id, str) or not is_id(id) or not isinstance(username, str) or not is_text(username):
         return None
     only = devices[0] if isinstance(devices, list) and len(devices) == 1 else None
-    return Identity(id=id, username=username, client_id=only if isinstance(only, str) else None)
+    return Identity(id=id, username=username, client_id=only if isinstance(only, str) and is_text(only) else None)
 
 
 def upstream(key: AccessKey) -> UpstreamKey | None:

@@ -51,12 +51,17 @@ def page_of(answer: Answer) -> tuple[Mapping[str, Client], int] | None:
 def upstream(username: str, client: Client) -> UpstreamKey:
     """One entry of the list."""
     client_id, name = client.get("clientid"), client.get("textname")
+    name = name.encode(errors="replace").decode() if isinstance(name, str) else ""
     return UpstreamKey(
         id=username,
-        name=name if isinstance(name, str) else "",
+        name=name,
         problem=Reason.KEY_INACTIVE if client.get("disabled") is True else None,
-        marker=marker_in(name) if isinstance(name, str) else "",
-        identity=Identity(id=username, username=username, client_id=client_id if isinstance(client_id, str) else None),
+        marker=marker_in(name),
+        identity=Identity(
+            id=username,
+            username=username,
+            client_id=client_id if isinstance(client_id, str) and whole(client_id) else None,
+        ),
     )
 
 
@@ -77,4 +82,5 @@ def whole(text: str) -> bool:
 
 
 def _is_client(entry: object) -> bool:
-    return isinstance(entry, Mapping) and isinstance(entry.get("username"), str)
+    username = entry.get("username") if isinstance(entry, Mapping) else None
+    return isinstance(username, str) and whole(username)

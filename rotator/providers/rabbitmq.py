@@ -26,7 +26,7 @@ from rotator.ports import Reveal
 from rotator.providers.http import Peer
 from rotator.providers.kinds import Site, issue_deadline
 from rotator.providers.own_password import Basic, OwnPassword
-from rotator.providers.rest import Reply, Rest
+from rotator.providers.rest import Reply, Rest, is_text
 from rotator.reasons import Reason
 from rotator.secret_refs import SecretRef, VaultRef
 
@@ -365,7 +365,7 @@ def _entries(reply: Reply) -> list[tuple[str, Mapping[str, object]]]:
         raise reply.unreadable("the answer is no list")
     found: list[tuple[str, Mapping[str, object]]] = []
     for entry in reply.value:
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        if not isinstance(entry, dict) or not is_text(entry.get("name")):
             raise reply.unreadable("an entry has no name")
         found.append((entry["name"], entry))
     return found

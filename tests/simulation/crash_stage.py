@@ -180,7 +180,8 @@ class Stage:
             self.tally.kills += 1
             dead, left = self.journal, self.directory
             self.directory = left.with_name(f"life-{self.tally.kills}")
-            shutil.copytree(left, self.directory, ignore=shutil.ignore_patterns("*-shm"))
+            with dead._writing().between():  # its log is not emptied half way through the copy
+                shutil.copytree(left, self.directory, ignore=shutil.ignore_patterns("*-shm"))
             if death.args == DAMAGE:
                 self._damage(self.directory / "rotator.db-wal", dead.end_of_log())
             dead.close()

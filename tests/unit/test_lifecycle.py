@@ -214,6 +214,14 @@ def test_a_lost_answer_that_was_issued_is_issued_anew_at_once() -> None:
     assert Run(step=Step.ISSUE) == next_step(found, play.now, LIMITS)
 
 
+def test_a_lost_answer_that_the_next_call_would_need_leaves_it_to_a_person() -> None:
+    """Where a new secret is given only for the current one, and that was the lost answer."""
+    lost = replace(begin_call(at(Step.ISSUE).rotation, NOW), step=Step.LOOK, looked=1)
+    ended = advance(lost, HAPPENED, NOW, replace(LIMITS, needs_current=True))
+    reason = Reason.CURRENT_LOST
+    assert (Result.FAILED, reason, reason) == (ended.result, ended.reason, ended.quarantine)
+
+
 def test_who_loses_every_answer_is_not_hammered() -> None:
     """The pauses between the calls grow."""
     play = at(Step.ISSUE, limits=replace(LIMITS, max_attempts=10))
