@@ -88,6 +88,7 @@ _WORDS: Final[Sequence[tuple[re.Pattern[str], Meaning]]] = tuple(
 
 _CAUTION: Final = tuple(Meaning)  # the order of the class
 _LONGEST_MESSAGE: Final = 200
+_LONGEST_READ: Final = 2000  # characters of a message that are searched for words; ten megabytes would take minutes
 _TOKEN_LIKE: Final = re.compile(r"\beyJ[\w-]*(?:\.[\w-]*)*|(?i:\bbearer\s+)\S+|[A-Za-z0-9_+/-]{25,}=*")
 _UUID: Final = re.compile(r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # with half of a surrogate pair, which JSON can hold and neither the journal nor a log can write
@@ -118,7 +119,7 @@ def _read_one(error: object, secrets: Sequence[str]) -> GraphqlError:
     message = fields.get("message")
     text = message if isinstance(message, str) else ""
     return GraphqlError(
-        meaning=_CODES.get(code) or _by_words(text),
+        meaning=_CODES.get(code) or _by_words(text[:_LONGEST_READ]),
         code=code or "error",
         message=harmless(text, secrets=secrets) or "(no message)",
     )

@@ -150,7 +150,7 @@ class Stage:
         """Start a process on the files, as `app.build` does."""
         if not hasattr(self, "store"):
             self.store = FakeStore()
-        self.real = provider_at(self.place, self.clock, self._asked, **self._settings)
+        self.real = self.build()
         self.provider: Any = Tapped(self.real, self.calls)
         self.journal = SqliteJournal(f"sqlite:///{self._directory}/rotator.db")
         spool = Spool(self._directory / "spool")
@@ -167,6 +167,10 @@ class Stage:
             stop=threading.Event(),
         )
         self.engine = Engine({NAME: key}, world, observers=[self._told], spool=spool)
+
+    def build(self) -> Any:
+        """The provider, as its section of the configuration makes it."""
+        return provider_at(self.place, self.clock, self._asked, **self._settings)
 
     def close(self) -> None:
         """End the process."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from contract.provider_places import Place, Servers, at, fresh
-from contract.provider_stage import DEATHS, NAME, PATH, MovedClock, Stage
+from contract.provider_place import Place, Servers, at, fresh
+from contract.provider_stage import DEATHS, NAME, PATH, MovedClock, Stage, blank_journal
 from provider_site import ignore
 from rotator.model import Result, Secret, Verdict
 from rotator.ports import Reveal
@@ -24,6 +25,16 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     made = Servers(tmp_path_factory.mktemp("servers"))
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty journal."""
+    return blank_journal(tmp_path_factory.mktemp("blank"))
+
+
+# The requests are let through to the real brokers as they are.
+NO_FAULTS: dict[str, Any] = {"platform": SimpleNamespace(), "operation": ""}
 
 
 class OwnStage(Stage):
@@ -55,7 +66,7 @@ def mosquitto(servers: Servers) -> Place:
         return mine, Secret("old-secret")
 
     section = {"kind": "mosquitto", "host": "127.0.0.1", "port": broker.port}
-    return Place(section=section, secrets={}, add=add, count=lambda: 0, target=at(broker.port))
+    return Place(section=section, secrets={}, add=add, count=lambda: 0, target=at(broker.port), **NO_FAULTS)
 
 
 def rabbitmq(servers: Servers) -> Place:
@@ -67,16 +78,16 @@ def rabbitmq(servers: Servers) -> Place:
         return mine, Secret("old-secret")
 
     section = {"kind": "rabbitmq", "url": broker.url}
-    return Place(section=section, secrets={}, add=add, count=lambda: 0, target=at(broker.port))
+    return Place(section=section, secrets={}, add=add, count=lambda: 0, target=at(broker.port), **NO_FAULTS)
 
 
 @pytest.mark.parametrize("death", ["", *DEATHS])
 @pytest.mark.parametrize("place", [mosquitto, rabbitmq])
 def test_it_lets_itself_in_again(
-    servers: Servers, tmp_path: Path, place: Callable[[Servers], Place], death: str
+    servers: Servers, blank: Path, tmp_path: Path, place: Callable[[Servers], Place], death: str
 ) -> None:
     """Twice, wherever the process died beside the first change: the new password counts, the old ones are dead."""
-    with closing(OwnStage(tmp_path, place(servers), MovedClock())) as stage:
+    with closing(OwnStage(tmp_path / "own", blank, place(servers), MovedClock())) as stage:
         stage.calls.die = death
         stage.begin()
         done = stage.go_on(lambda each: each.result is Result.SUCCEEDED, "succeeded")
