@@ -43,10 +43,13 @@ def key_after(
             fields=tuple(sorted(key.fields)),
             adopted=True,
         )
-    record = replace(record, consumers=_consumers_after(record, rotation))
-    if rotation.step in {Step.SETTLE, Step.FINISH} or rotation.result is Result.ROLLED_BACK:
+    consumers = _consumers_after(record, rotation)
+    if consumers != record.consumers:
+        record = replace(record, consumers=consumers)
+    closed = rotation.step in {Step.SETTLE, Step.FINISH} or rotation.result is Result.ROLLED_BACK
+    if closed and record.gap_started_at is not None:
         record = replace(record, gap_started_at=None)
-    if rotation.result is not None:
+    if rotation.result is not None and record.vouched:
         record = replace(record, vouched=())
     if rotation.result is Result.SUCCEEDED:
         return replace(

@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+from rotator.model import Step
 from rotator.ports import Clock
 from rotator.rotation import Rotation
 
 # A difference below this is the slow correction of a clock, not a step.
 _STEP = timedelta(seconds=2)
+
+
+# Steps that are run at once, and again after a pause that is stored by itself.
+_MEASURES_NOTHING = frozenset(
+    {Step.PREFLIGHT, Step.PROMOTE, Step.DELIVER, Step.RESTART, Step.CONFIRM, Step.FINISH, Step.CLEAN}
+)
 
 
 class Beginnings:
@@ -23,7 +30,9 @@ class Beginnings:
         self._offsets: dict[str, tuple[object, float]] = {}
 
     def note(self, rotation: Rotation) -> None:
-        """`rotation.step_since` was read from the wall clock just now."""
+        """`rotation.step_since` was read from the wall clock just now; only where something is measured from it."""
+        if rotation.step in _MEASURES_NOTHING:
+            return
         self._offsets[rotation.id] = (rotation.step_since, self._offset())
 
     def moved(self, rotation: Rotation) -> Rotation:

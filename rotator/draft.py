@@ -44,12 +44,14 @@ class Draft:
     begins: bool = False  # the journal does not know the rotation at all yet
     history: list[RotationEvent] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    step: Change | None = None  # what the last step means for its key; says all that the steps before it said
     _applied: tuple[KeyRecord | None, KeyRecord | None] | None = None  # a committed record, and what becomes of it
 
     def add(
         self,
         *,
         change: Change | None = None,
+        step: Change | None = None,
         rotation: Rotation | None = None,
         data_key: bytes | None = None,
         blob: Blob | Erase | None = None,
@@ -57,9 +59,10 @@ class Draft:
     ) -> None:
         """What one more step changed; later values take the place of earlier ones."""
         if change is not None:
-            self.changes.append(change)
-            if self._applied is not None:
-                self._applied = (self._applied[0], change(self._applied[1]))
+            # after a step's, which no later one speaks for then
+            self.changes += [change] if self.step is None else [self.step, change]
+            self.step = self._applied = None
+        self.step = step or self.step
         self.rotation = rotation or self.rotation
         self.data_key = data_key or self.data_key
         self.blob = blob or self.blob
@@ -67,7 +70,7 @@ class Draft:
 
     def commit(self, journal: SqliteJournal, key: str) -> None:
         """Write it, all or nothing. Raises: JournalFailed."""
-        if not self.changes:
+        if not self.changes and self.step is None:
             journal.save(rotation=self.rotation, data_key=self.data_key, blob=self.blob, history=self.history)
             return
         journal.save(
@@ -81,11 +84,12 @@ class Draft:
 
     def _changed(self, committed: KeyRecord | None) -> KeyRecord:
         record = self.record(committed)
+        record = record if self.step is None else self.step(record)
         assert record is not None, "each change makes a record"
         return record
 
     def record(self, committed: KeyRecord | None) -> KeyRecord | None:
-        """The key's record as it will be written over `committed`, which somebody else may have changed meanwhile."""
+        """`committed`, which somebody else may have changed, as it will be but for what the last step says."""
         if self._applied is None or self._applied[0] is not committed:
             record = committed
             for change in self.changes:

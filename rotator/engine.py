@@ -261,7 +261,7 @@ class Engine:
         draft = self.drafts.get(key.name)
         record, rotation = self.world.journal.key(key.name), draft.rotation if draft is not None else None
         if draft is not None and draft.changes:
-            record = draft.record(record)
+            record = draft.record(record)  # what the steps say of it is of no matter to what comes next
         return record, rotation or self.world.journal.open_rotation(key.name)
 
     def _note(self, key: ManagedKey, rotation: Rotation | None, change: Change | None = None, **more: Any) -> None:
@@ -539,7 +539,8 @@ class Engine:
     def _run(self, key: ManagedKey, rotation: Rotation, step: Step) -> None:
         # After a crash inside the issue call the record still says ISSUE, and the step is LOOK: a look that fails must
         # not pass for a refusal of the call.
-        rotation = replace(rotation, step=step)
+        if rotation.step is not step:
+            rotation = replace(rotation, step=step)
         if step is Step.RESTART:
             # A journal that can't be written is noticed before the restart, not after it, again and again.
             self._save(key, rotation)
@@ -621,7 +622,8 @@ class Engine:
         self._note(
             key,
             new,
-            change,
+            change if checks is not None else None,
+            step=change if checks is None else None,
             data_key=data_key,
             blob=self._erase_when_done(new) or blob,
             history=[event for event in events if not event.repeated],

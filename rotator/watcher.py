@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
 
 from rotator.engine import Engine
 from rotator.errors import RotatorError
+from rotator.frozen import replace
 from rotator.keys import KeyRecord, observed, resting, scheduled, unexpected
 from rotator.lifecycle import backoff
 from rotator.managed import ManagedKey

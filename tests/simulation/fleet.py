@@ -200,6 +200,10 @@ class Fleet:
         self.readers: dict[str, list[SimKey]] = {}  # a consumer's name → its keys
         for number in numbers:
             self._add(number, random.Random(f"{seed}/key-{number}"))
+        self.listening = {  # a platform's name → the consumers that run on keys of it
+            name: [c for c in self.consumers.values() if any(source.platform.name == name for source in c.sources)]
+            for name in self.platforms
+        }
         self.broker = SimBroker(self)
         self.on_probe: Callable[[SimKey, str, Verdict], None] = lambda key, secret, verdict: None
         for platform in self.platforms.values():
@@ -208,9 +212,8 @@ class Fleet:
 
     def _changed(self, platform: SimPlatform) -> None:
         """Sessions end, and consumers that were shut out come in."""
-        for consumer in self.consumers.values():
-            if any(source.platform is platform for source in consumer.sources):
-                consumer.try_again()
+        for consumer in self.listening[platform.name]:
+            consumer.try_again()
 
     def _add(self, number: int, dice: random.Random) -> None:
         name = f"key-{number}"

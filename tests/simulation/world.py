@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from rotator.errors import Conflict, Permanent
 from rotator.lifecycle import DAY
@@ -93,6 +94,18 @@ class World:
         self.hook(point, when, whose)
 
 
+@lru_cache(4096)
+def _shown(id: str, issued_at: datetime | None, expires_at: datetime | None, active: bool, marker: str) -> UpstreamKey:
+    """One entry of a list; most are the same at every look."""
+    return UpstreamKey(
+        id=id,
+        issued_at=issued_at,
+        expires_at=expires_at,
+        problem=None if active else Reason.KEY_INACTIVE,
+        marker=marker_in(marker),
+    )
+
+
 class Platform:
     """A provider with all verbs; `strategy` says which of them the engine may call.
 
@@ -157,12 +170,12 @@ class Platform:
     def list_keys(self) -> Sequence[UpstreamKey]:
         self._at("provider.list", BEFORE)
         listed = [
-            UpstreamKey(
-                id=key.id,
-                issued_at=key.issued_at if self.dated else None,
-                expires_at=key.expires_at if self.dated else None,
-                problem=None if key.active else Reason.KEY_INACTIVE,
-                marker=marker_in(key.marker),
+            _shown(
+                key.id,
+                key.issued_at if self.dated else None,
+                key.expires_at if self.dated else None,
+                key.active,
+                key.marker,
             )
             for key in self.keys.values()
         ]

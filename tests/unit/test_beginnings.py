@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from rotator.beginnings import Beginnings
-from rotator.model import Identity
+from rotator.model import Identity, Step
 from rotator.reasons import Reason
 from rotator.rotation import Rotation
 
@@ -42,9 +42,8 @@ def beginnings(clock: TwoClocks) -> Beginnings:
 @pytest.fixture
 def rotation() -> Rotation:
     identity = Identity(id="id-1", username="id-1")
-    return Rotation(
-        id="r", key="k", provider="p", identity=identity, trigger=Reason.REQUESTED, started_at=NOW, step_since=NOW
-    )
+    rotation = Rotation(id="r", key="k", provider="p", identity=identity, trigger=Reason.REQUESTED, started_at=NOW)
+    return replace(rotation, step=Step.DELETE, step_since=NOW)
 
 
 @pytest.mark.parametrize("step", [DAY, -DAY], ids=["forward", "back"])
@@ -89,3 +88,13 @@ def test_a_step_without_a_beginning_has_nothing_to_move(
     beginnings.note(bare)
     clock.error += DAY
     assert bare is beginnings.moved(bare)
+
+
+def test_a_step_that_nothing_is_measured_from_is_left_alone(
+    clock: TwoClocks, beginnings: Beginnings, rotation: Rotation
+) -> None:
+    """A restart is run at once, or after a pause that is stored by itself."""
+    rotation = replace(rotation, step=Step.RESTART)
+    beginnings.note(rotation)
+    clock.error += DAY
+    assert rotation is beginnings.moved(rotation)
