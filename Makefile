@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/dev.txt
 
-.PHONY: help venv run test soak simulate check lint types unit bench packages lock clean
+.PHONY: help venv run test inside outside platforms soak simulate check lint types unit bench packages lock clean
 
 help:
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -25,8 +25,18 @@ run: $(STAMP) ## the daemon on the embedded sandbox; Ctrl-C ends it
 packages: ## install the Debian packages that the tests need, or name the missing ones
 	@sh tools/debian-packages.sh
 
-test: $(STAMP) packages ## every test
-	$(BIN)/python -m pytest
+# Two halves beside each other: one computes, the other mostly waits for processes. Each prints when it has ended.
+test: $(STAMP) packages ## every test but those of `make platforms`; a dozen minutes
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target inside outside
+
+inside: $(STAMP)
+	$(BIN)/python -m pytest -m "not long" tests/unit tests/contract tests/simulation
+
+outside: $(STAMP)
+	$(BIN)/python -m pytest -m "not long" tests/acceptance tests/integration
+
+platforms: $(STAMP) packages ## one suite over every provider, malformed answers at each, a demo of each platform
+	$(BIN)/python -m pytest -m long
 
 soak: $(STAMP) packages ## kill the daemon 1,000 times; SEED=… repeats one, KILLS=… makes it shorter
 	PYTHONPATH=tests $(BIN)/python tests/acceptance/soak.py
@@ -48,7 +58,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-check: lint types test ## everything that CI runs: ruff, mypy --strict, every test
+check: lint types test platforms ## everything that CI runs: ruff, mypy --strict, every test
 
 lock: ## resolve the dependencies anew, with hashes and without addresses
 	$(PYTHON) -m venv $(VENV)

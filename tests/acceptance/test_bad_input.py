@@ -254,7 +254,7 @@ def test_login_refused_while_another_provider_works(
             status, checks = daemon.ready()
             assert (503, "provider_auth", True) == (status, checks["haltian"]["reason"], checks["good"]["ok"])
             assert issued == site.refreshes()
-            assert "Check the provider's e-mail" in daemon.key(refused.name)["advice"]
+            assert "Check the login of this provider" in daemon.key(refused.name)["advice"]
             site.platform.faults = Faults()
             asked = daemon.command("rotate", refused.name, "--now")
             assert (0, issued + 1) == (asked.returncode, site.refreshes()), asked.stdout

@@ -156,6 +156,7 @@ PLATFORMS = ("ishareradio", "iotistica", "wayscloud", "losant", "mosquitto", "ra
 SIMULATED = ("haltian", "ishareradio", "iotistica", "wayscloud", "losant")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_rotation_succeeds_on_each_platform(tmp_path: Path, platform: str) -> None:
     """Its first rotation succeeds: a new secret, on which both consumers read events, and the old one is refused."""
@@ -188,6 +189,7 @@ def test_a_rotation_succeeds_on_each_platform(tmp_path: Path, platform: str) -> 
         demo.kill()
 
 
+@pytest.mark.long
 def test_all_platforms_at_once(tmp_path: Path) -> None:
     """One key of each platform is managed, those of the simulators at one broker, and a rotation succeeds."""
     demo = Demo(tmp_path, "--platform", "all")

@@ -22,6 +22,7 @@ from rotator.reasons import Reason
 from rotator.sandbox.iotistica import Generation
 from rotator.sandbox.wayscloud import WaysCloudPlatform
 
+pytestmark = pytest.mark.long
 MARKER, LATER = "rotator-0123456789ab-1", "rotator-0123456789ab-2"
 PORTS: dict[Strategy, Any] = {Strategy.IN_PLACE: InPlace, Strategy.REPLACE: Replacing, Strategy.CHOSEN: Choosing}
 Set = Callable[..., Stage]

@@ -32,6 +32,7 @@ from rotator.providers import PROVIDERS, Mosquitto, make_client
 from rotator.providers.http import LONGEST_BODY, HttpAnswer, Peer
 from rotator.reasons import Reason
 
+pytestmark = pytest.mark.long
 JSON = ("content-type", "application/json")
 STATUSES = st.just(200) | st.sampled_from(
     [201, 202, 204, 301, 400, 401, 403, 404, 408, 409, 410, 422, 429, 500, 502, 503]
