@@ -35,6 +35,7 @@ from rotator.model import ProbeTarget
 from rotator.reasons import Reason
 
 CONNECT_TIMEOUT: Final = 5.0  # seconds, for each address that a name resolves to, and again for the TLS handshake
+LONGEST_PACKET: Final = 10 * 1024 * 1024  # bytes
 BAD_CREDENTIAL: Final = frozenset({0x86, 0x87})  # v3.1.1: 4 and 5
 FAILURE: Final = 0x80  # a SUBACK code from here on is a refusal
 TURN: Final = 0.5  # seconds that one turn waits at most, so that paho's keep-alive is looked after
@@ -70,9 +71,11 @@ class _ClosingSSLSocket(ssl.SSLSocket):
 
 
 class _Client(paho.Client):
-    """Remembers the socket under a web socket, which paho leaves to the garbage collector when its handshake fails.
+    """Remembers the socket under a web socket, which paho leaves to the garbage collector when its handshake fails, and
+    reads no packet that is longer than `LONGEST_PACKET`: paho would take up to 256 MB.
 
-    Both methods are paho's own; without them only that would come back, and tests/integration/test_verify.py tells.
+    The methods are paho's own; without them only that would come back, and tests/integration/test_verify.py and
+    tests/unit/test_mqtt.py tell.
     """
 
     opened: socket.socket | None = None
@@ -85,6 +88,11 @@ class _Client(paho.Client):
         wrapped = super()._ssl_wrap_socket(tcp_sock)
         self.opened = wrapped
         return wrapped
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if bufsize > LONGEST_PACKET:  # paho asks for all of a packet, as its head says how long it is
+            raise ConnectionAbortedError(f"a packet of {bufsize} bytes")
+        return super()._sock_recv(bufsize)
 
 
 @functools.lru_cache(maxsize=32)

@@ -166,7 +166,7 @@ def test_check_online_with_a_refused_login(site: Site) -> None:
     site.platform.faults = Faults(refuse_login=True)
     done = site.daemon().command("check", "--online")
     assert (1, True) == (done.returncode, "provider haltian" in done.stdout), done.stdout
-    assert "Check the provider's e-mail" in done.stdout
+    assert "Check the login of this provider" in done.stdout
 
 
 # --- status, history, and keys that are not there ------------------------------------------------------------------

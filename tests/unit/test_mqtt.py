@@ -12,7 +12,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from rotator.errors import Transient
 from rotator.model import ProbeTarget, Secret
-from rotator.mqtt import Link, Subscription, one_line, quick, tls_context, words
+from rotator.mqtt import LONGEST_PACKET, Link, Subscription, one_line, quick, tls_context, words
 from rotator.reasons import Reason
 
 
@@ -73,3 +73,40 @@ def test_a_subscription_that_was_never_started() -> None:
     before = threading.active_count()
     subscription.close()
     assert before == threading.active_count()
+
+
+@pytest.mark.parametrize(("longer", "heard"), [(0, 1), (1, 0)], ids=["the longest", "longer"])
+def test_a_packet_that_is_too_long_is_not_read(longer: int, heard: int) -> None:
+    """Its head says how long it is: the connection is given up before the rest is read."""
+    length = LONGEST_PACKET + longer
+    digits = bytes((length >> shift & 127) | (128 if length >> shift + 7 else 0) for shift in (0, 7, 14, 21))
+    packet = b"\x30" + digits.rstrip(b"\0") + b"\0\1t" + bytes(length - 3)
+    sent: list[int] = []
+
+    def serve(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1024)
+            connection.sendall(b"\x20\2\0\0")  # CONNACK
+            for start in range(0, len(packet), 1 << 16):
+                try:
+                    connection.sendall(packet[start : start + (1 << 16)])
+                except OSError:
+                    return
+                sent.append(start)
+
+    messages: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        target = ProbeTarget(host="127.0.0.1", port=server.getsockname()[1])
+        link = Link(target, client_id="c", on_message=lambda topic, payload, retained: messages.append(len(payload)))
+        with pytest.raises(Transient) as failed:  # noqa: PT012 - some turns go well
+            link.open()
+            while True:
+                link.turn(5)
+        link.close()
+        thread.join(20)
+    assert Reason.BROKER_UNREACHABLE is failed.value.reason
+    assert [length - 3] * heard == messages
+    assert heard or (len(sent) << 16) < LONGEST_PACKET
