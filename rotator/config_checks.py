@@ -14,6 +14,8 @@ from rotator.config_models import PROVIDER_FILES, PROVIDER_SECRETS
 from rotator.config_types import nearest
 from rotator.secret_refs import SecretRef, check
 
+# The kinds of provider whose own login is one of the keys that they list.
+OWN_LOGINS: Final = frozenset({"mosquitto", "rabbitmq"})
 # Where the settings of a selection's keys stand, below its name.
 TEMPLATE: Final = ("discover", "template")
 # Where CA files stand; `*` is any name.
@@ -105,9 +107,26 @@ def check_shared(tree: Tree) -> None:
         vault = settings.get("vault")
         if not isinstance(vault, dict) or not isinstance(vault.get("path"), str):
             continue
+        if isinstance(provider, str) and isinstance(identity, str):
+            _check_own_login(tree, key, provider, identity, vault)
         for field in vault["fields"] if isinstance(vault.get("fields"), dict) else ():
             where = (*above, "vault", "fields", field)
             _check_first(tree, fields, (vault["path"], field), where, "writes the same Vault field as")
+
+
+def _check_own_login(tree: Tree, key: str, provider: str, identity: str, vault: dict[str, Any]) -> None:
+    """A key that is its provider's own login has to be read from where it is written: else a restart locks us out."""
+    section = tree.table("providers").get(provider)
+    if not isinstance(section, dict) or section.get("kind") not in OWN_LOGINS or section.get("username") != identity:
+        return
+    fields = vault.get("fields")
+    written = fields.items() if isinstance(fields, dict) else ()
+    places = [f"{vault['path']}#{field}" for field, template in written if template == "{secret}"]
+    reference = section.get("password")
+    if not isinstance(reference, dict) or reference.get("vault") not in places:
+        where = ("providers", provider, "password")
+        text = f"{dotted(where)} is what keys.{key} rotates, so it must be read from where that writes it"
+        tree.fault(tree.place(where), text, f"write {{vault: {places[0] if places else 'PATH#FIELD'}}}")
 
 
 def _check_first(

@@ -221,6 +221,31 @@ def test_role_id_may_be_text(config: Callable[..., Settings]) -> None:
     assert "b1946ac9" == settings.vault.auth.role_id
 
 
+@pytest.mark.parametrize(
+    ("reference", "id", "refused_"),
+    [
+        ("{vault: mqtt/a#password}", "admin", False),
+        ("{vault: mqtt/a#username}", "admin", True),
+        ("{vault: mqtt/b#password}", "admin", True),
+        ("{env: PASSWORD}", "admin", True),
+        ("{env: PASSWORD}", "somebody", False),
+    ],
+)
+def test_the_daemons_own_login_is_read_from_where_it_is_written(
+    config: Callable[..., Settings], reference: str, id: str, refused_: bool
+) -> None:
+    """Else the daemon would be locked out by its next start."""
+    section = f"\n  broker: {{kind: mosquitto, host: h, username: admin, password: {reference}}}\nconsumers:"
+    text = WHOLE.replace("\nconsumers:", section).replace("provider: haltian-eu", "provider: broker")
+    text = text.replace("c6f7b103", id)
+    if not refused_:
+        assert id == config(text).keys["building-a"].id
+        return
+    (fault,) = refused(config, text)
+    assert "providers.broker.password is what keys.building-a rotates" in fault.message
+    assert "{vault: mqtt/a#password}" in (fault.suggestion or "")
+
+
 def test_a_password_beside_a_secret_username_is_a_reference(config: Callable[..., Settings]) -> None:
     """Iotistica's device keys are usernames; the password beside one is provisioned once and stands elsewhere."""
     settings = config(WHOLE.replace(VERIFY, 'verify: {host: x, username: "{secret}", password: {env: PASSWORD}}'))
