@@ -278,7 +278,7 @@ def test_an_operators_token_names_its_account(platform: IShareRadioPlatform, bui
 def test_a_token_that_was_replaced_is_tried_once_more(platform: IShareRadioPlatform, build: Build) -> None:
     """After a 401, only where the file holds another token by then."""
     platform.add_key()
-    tokens = iter(["isr_mqtt_rest_old", "isr_mqtt_rest_old"])
+    tokens = iter(["isr_mqtt_rest_old"])
     provider = build(platform, token=lambda: next(tokens, platform.token))
     assert 1 == len(provider.list_keys())
     assert 2 == platform.count("list")
