@@ -26,7 +26,7 @@ packages: ## install the Debian packages that the tests need, or name the missin
 	@sh tools/debian-packages.sh
 
 # Two halves beside each other: one computes, the other mostly waits for processes. Each prints when it has ended.
-test: $(STAMP) packages ## every test but those of `make platforms`; a dozen minutes
+test: $(STAMP) packages ## every test but those of `make platforms`; a quarter of an hour
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target inside outside
 
 inside: $(STAMP)
