@@ -287,8 +287,9 @@ def _providers(
     for name, wanted in settings.providers.items():
         site = Site(name=name, clock=clock, on_request=on_request, reveal=reveal_later, client=client)
         provider = kinds()[wanted.kind].build(site, wanted)
-        assert isinstance(provider, VERBS[provider.strategy]), f"{wanted.kind} lacks verbs of its strategy"
         stack.callback(provider.close)
+        if not isinstance(provider, VERBS[provider.strategy]):
+            raise TypeError(f"a provider of kind {wanted.kind} lacks verbs of its strategy {provider.strategy.value}")
         providers[name] = provider
     return providers
 
