@@ -47,9 +47,10 @@ simulate: $(STAMP) ## 200 simulated years of 100 keys with faults at random; pri
 unit: $(STAMP) ## the tests that need no server
 	$(BIN)/python -m pytest tests/unit
 
-bench: $(STAMP) ## measure the engine's overhead and the simulation; prints the machine and the figures
+bench: $(STAMP) ## measure the engine's overhead, the simulation, and promote against bare hvac; prints the machine
 	$(BIN)/python tests/benchmarks/bench_engine.py
 	$(BIN)/python tests/benchmarks/bench_simulation.py
+	$(BIN)/python tests/benchmarks/vault.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 
+from rotator.batches import turn_of
 from rotator.frozen import replace
 from rotator.keys import ConsumerFacts, KeyRecord, last_chance, past, scheduled
 from rotator.lifecycle import backoff
@@ -13,32 +14,55 @@ from rotator.model import Result, RotationEvent, Step, Strategy
 from rotator.reasons import Reason
 from rotator.rotation import ConfirmDone, IssueDone, Outcome, RestartDone, Rotation
 
+# What a rotation says of itself without having failed.
+NOTED = frozenset({Reason.EXPIRY_IMPLAUSIBLE, Reason.OLD_SECRET_ALIVE})
+
 
 def _consumers_after(record: KeyRecord, rotation: Rotation) -> dict[str, ConsumerFacts]:
     """The consumers' versions as this rotation leaves them."""
     facts = dict(record.consumers)
+    back = rotation.result is Result.ROLLED_BACK and rotation.strategy is Strategy.REPLACE and rotation.reverted
     for progress in rotation.consumers:
         known = facts.get(progress.name, ConsumerFacts())
         if progress.restarted_at is not None and rotation.vault_version is not None:
-            known = replace(known, version=rotation.vault_version, restarted_at=progress.restarted_at)
+            known = replace(
+                known, version=rotation.vault_version, restarted_at=progress.restarted_at, idle=progress.idle
+            )
         if progress.confirmed_at is not None:
             known = replace(known, confirmed_at=progress.confirmed_at, confirmed_version=rotation.vault_version)
+        if back and not progress.touched and rotation.our_version is not None:
+            known = _brought_along(known, rotation.our_version, rotation.vault_version)
         facts[progress.name] = known
     return facts
+
+
+def _brought_along(facts: ConsumerFacts, before: int, version: int | None) -> ConsumerFacts:
+    """Who ran on `before` runs on `version`: after a way back it holds the same data."""
+    return replace(
+        facts,
+        version=version if facts.version == before else facts.version,
+        confirmed_version=version if facts.confirmed_version == before else facts.confirmed_version,
+    )
 
 
 def key_after(
     record: KeyRecord, key: ManagedKey, rotation: Rotation, now: datetime, *, draw: float, pause: float
 ) -> KeyRecord:
     """What a step of a rotation means for its key."""
-    failed = rotation.reason is not None and rotation.reason is not Reason.EXPIRY_IMPLAUSIBLE
+    failed = rotation.reason is not None and rotation.reason not in NOTED
     if failed:
         record = replace(record, failures=record.failures + 1, last_reason=rotation.reason, last_detail=rotation.detail)
+    if rotation.reason is Reason.VAULT_CONFLICT:
+        record = replace(record, drift=Reason.VAULT_CONFLICT)
     record = _dated(record, key, rotation, draw)
-    if rotation.vault_version is not None:
+    if rotation.vault_version is not None and not rotation.restart_only:
+        if record.drift is Reason.VAULT_CONFLICT and rotation.reason is not Reason.VAULT_CONFLICT:
+            record = replace(record, drift=None)
         record = replace(
             record,
             vault_version=rotation.vault_version,
+            # after a way back, what lies below is the secret that did not do
+            replaced_version=None if rotation.reverted else rotation.base_version,
             fingerprint=rotation.expected,
             fields=tuple(sorted(key.fields)),
             adopted=True,
@@ -51,6 +75,8 @@ def key_after(
         record = replace(record, gap_started_at=None)
     if rotation.result is not None and record.vouched:
         record = replace(record, vouched=())
+    if rotation.result is Result.SUCCEEDED and rotation.restart_only:
+        return replace(record, failures=0, last_reason=None, last_detail="", not_before=None, gap_started_at=None)
     if rotation.result is Result.SUCCEEDED:
         return replace(
             record,
@@ -122,7 +148,7 @@ def story(
     key: ManagedKey, old: Rotation, new: Rotation, outcome: Outcome, step: Step, *, seconds: float, at: datetime
 ) -> Iterator[RotationEvent]:
     """The events of one step, the same for the log, the metrics and the history."""
-    bad = new.reason is not None and new.reason is not Reason.EXPIRY_IMPLAUSIBLE
+    bad = new.reason is not None and new.reason not in NOTED
     implausible = isinstance(outcome, IssueDone) and not new.plausible
     same = bad and old.reason is new.reason and old.step is new.step
     yield told(
@@ -139,11 +165,10 @@ def story(
     if isinstance(outcome, RestartDone):
         kinds = {link.consumer.name: link.consumer.kind for link in key.consumers}
         done = {ticket.consumer for ticket in outcome.tickets}
-        for progress in old.consumers:
-            if progress.restarted_at is None:
-                result = "ok" if progress.name in done else "failed"
-                extra = {"consumer": progress.name, "kind": kinds.get(progress.name, "")}
-                yield told(new, "restart", at, result=result, extra=extra)
+        for name in turn_of(old, key.limits.plans):
+            result = "ok" if name in done else "failed"
+            extra = {"consumer": name, "kind": kinds.get(name, "")}
+            yield told(new, "restart", at, result=result, extra=extra)
     if isinstance(outcome, ConfirmDone):
         for consumer, gap in outcome.gaps:
             yield told(new, "gap", at, seconds=gap, extra={"consumer": consumer})
@@ -152,7 +177,8 @@ def story(
     if new.finished_at is not None and new.result is not None:
         seconds = (new.finished_at - new.started_at).total_seconds()
         result = new.result.value
-        yield told(new, "rotation_ended", at, result=result, reason=new.reason, seconds=seconds, detail=new.detail)
+        name = "caught_up" if new.restart_only else "rotation_ended"
+        yield told(new, name, at, result=result, reason=new.reason, seconds=seconds, detail=new.detail)
 
 
 def told(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,22 +18,17 @@ from starlette.applications import Starlette
 
 from rotator.clock import SystemClock
 from rotator.config_base import HttpPart
-from rotator.config_models import (
-    BrokerEvidence,
-    Confirm,
-    KeySettings,
-    SystemdConsumer,
-    Verify,
-)
-from rotator.config_models import TokenAuth as TokenLogin
+from rotator.config_consumers import ConsumerSettings
+from rotator.config_models import KeySettings, Verify
 from rotator.config_models import Window as WindowSettings
-from rotator.confirmation import Confirmations, WatchMaker
-from rotator.consumers import KINDS
+from rotator.confirmation import Confirmations
+from rotator.consuming import Clusters, make_consumers, make_delivery, make_watch
 from rotator.control import Control
 from rotator.daemon import Daemon
 from rotator.engine import Engine
 from rotator.journal.spool import Spool
 from rotator.journal.sqlite import SqliteJournal, database_path, locked
+from rotator.kept_secret_id import KeptSecretId, make_auth
 from rotator.logs import EventLog, log_request
 from rotator.managed import ConsumerLink, ManagedKey, template_values
 from rotator.metrics import Metrics, StateCollector
@@ -40,14 +36,14 @@ from rotator.model import Identity, ProbeTarget, RequestDone, Secret, Strategy
 from rotator.policy import Policy, Window
 from rotator.ports import Choosing, Clock, Consumer, InPlace, OnRequest, Provider, Replacing, Store
 from rotator.providers import Site, kinds, make_client, make_tls
-from rotator.rotation import Limits
+from rotator.rotation import ConsumerPlan, Limits
 from rotator.sealing import open_seal
 from rotator.secret_refs import SecretRef, reveal
 from rotator.selections import MakeKey, Selections, remembered
 from rotator.settings import Settings
 from rotator.steps import World
 from rotator.stores.vault import VaultStore
-from rotator.stores.vault_login import AppRoleAuth, TokenAuth
+from rotator.stores.vault_wrapped import Keep
 from rotator.taking_up import introduce, take_back
 from rotator.templates import render
 from rotator.verify import MqttProber
@@ -94,7 +90,7 @@ def build(settings: Settings, stack: ExitStack) -> App:
     registry = CollectorRegistry()
     requests = _LateRequests()
     stop = threading.Event()
-    parts = wire(settings, stack, clock, requests, stop)
+    parts = wire(settings, stack, clock, requests, stop, keep=KeptSecretId(journal=journal, seal=seal))
     store, providers, consumers = parts.store, parts.providers, parts.consumers
     keys = {**parts.keys, **{key.name: key for key in remembered(settings, journal, parts.make)}}
     metrics = Metrics(registry, {**keys, **parts.patterns})
@@ -120,7 +116,12 @@ def build(settings: Settings, stack: ExitStack) -> App:
     requests.targets = [metrics.request, engine.skew.seen, log_request]
     selections = Selections(settings, engine, parts.make)
     watcher = Watcher(
-        engine, providers, watch=settings.watch, drift_interval=settings.drift_interval, follow=selections.follow
+        engine,
+        providers,
+        watch=settings.watch,
+        drift_interval=settings.drift_interval,
+        restore=settings.on_drift == "restore",
+        follow=selections.follow,
     )
     for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
         registry.register(collector)
@@ -188,26 +189,46 @@ class Parts:
 
 
 def reach(
-    settings: Settings, stack: ExitStack, clock: Clock, on_request: OnRequest
+    settings: Settings, stack: ExitStack, clock: Clock, on_request: OnRequest, keep: Keep | None = None
 ) -> tuple[VaultStore, Mapping[str, Provider]]:
     """The store and the providers alone."""
-    store = make_store(settings, on_request, clock)
+    store = make_store(settings, on_request, clock, keep)
     stack.callback(store.close)
     return store, _providers(settings, on_request, clock, _reader(settings, store), stack)
 
 
 def wire(
-    settings: Settings, stack: ExitStack, clock: Clock, on_request: OnRequest, stop: threading.Event | None = None
+    settings: Settings,
+    stack: ExitStack,
+    clock: Clock,
+    on_request: OnRequest,
+    stop: threading.Event | None = None,
+    keep: Keep | None = None,
 ) -> Parts:
     """Make the adapters and the keys that use them; only the observers of broker logs connect already."""
-    store, providers = reach(settings, stack, clock, on_request)
+    store, providers = reach(settings, stack, clock, on_request, keep)
     read_ref = _reader(settings, store)
-    consumers = _consumers(settings, clock, stop)
     confirmations = Confirmations(clock=clock, read_ref=read_ref)
     stack.callback(confirmations.close)
+    tls = make_tls(ca_file=None, client_cert=None, client_key=None)
+    client = stack.enter_context(make_client(verify=tls))  # for webhooks, and for proof over HTTP
+    clusters = Clusters()
+    stack.callback(clusters.close)
+    consumers = make_consumers(
+        settings.consumers,
+        clock=clock,
+        stop=stop,
+        client=client,
+        clusters=clusters,
+        confirmations=confirmations,
+        read_ref=read_ref,
+    )
+
+    at_path = Counter(key.vault.path for key in settings.keys.values())
 
     def make(name: str, key: KeySettings, listed_as: str = "") -> ManagedKey:
-        made = _key(name, key, settings, providers, consumers, confirmations, read_ref)
+        others = at_path[key.vault.path] - (name in settings.keys)
+        made = _key(name, key, settings, providers, consumers, confirmations, read_ref, others, client, clusters, clock)
         return replace(made, listed_as=listed_as) if listed_as else made
 
     keys = {name: make(name, key) for name, key in settings.keys.items()}
@@ -230,26 +251,21 @@ class _LateRequests:
             target(done)
 
 
-def make_store(settings: Settings, on_request: OnRequest, clock: Clock) -> VaultStore:
-    """The store of the settings; it logs in when it is first asked for something."""
-    vault, read_ref = settings.vault, _reader(settings, None)
-    auth: TokenAuth | AppRoleAuth
-    if isinstance(vault.auth, TokenLogin):
-        token = vault.auth.token
-        auth = TokenAuth(token=lambda: read_ref(token))
-    else:
-        role_id, secret_id = vault.auth.role_id, vault.auth.secret_id
-        auth = AppRoleAuth(
-            role_id=lambda: role_id if isinstance(role_id, str) else read_ref(role_id),
-            secret_id=lambda: read_ref(secret_id),
-            mount=vault.auth.mount,
-        )
+def make_store(settings: Settings, on_request: OnRequest, clock: Clock, keep: Keep | None = None) -> VaultStore:
+    """The store of the settings; it logs in when it is first asked for something.
+
+    Args:
+        keep: where the process that holds the journal's lock keeps an unwrapped secret id; none is unwrapped without.
+    """
+    vault = settings.vault
+    certificate = (vault.client_cert, vault.client_key) if vault.client_cert and vault.client_key else None
     return VaultStore(
         urls=vault.url,
         mount=vault.mount,
         namespace=vault.namespace,
-        auth=auth,
+        auth=make_auth(settings, keep),
         ca_file=vault.ca_file,
+        client_cert=certificate,
         timeout=vault.timeout,
         clock=clock,
         on_request=on_request,
@@ -294,18 +310,6 @@ def _providers(
     return providers
 
 
-def _consumers(settings: Settings, clock: Clock, stop: threading.Event | None) -> dict[str, Consumer]:
-    made: dict[str, Consumer] = {}
-    for name, wanted in settings.consumers.items():
-        own: dict[str, Any]
-        if isinstance(wanted, SystemdConsumer):
-            own = {"unit": wanted.unit, "scope": wanted.scope, "action": wanted.action}
-        else:
-            own = {"argv": wanted.argv, "cwd": wanted.cwd, "env": wanted.env}
-        made[name] = KINDS[wanted.kind](name, timeout=wanted.timeout, clock=clock, stop=stop, **own)
-    return made
-
-
 def _key(
     name: str,
     key: KeySettings,
@@ -314,12 +318,22 @@ def _key(
     consumers: Mapping[str, Consumer],
     confirmations: Confirmations,
     read_ref: ReadRef,
+    neighbours: int,
+    client: httpx.Client,
+    clusters: Clusters,
+    clock: Clock,
 ) -> ManagedKey:
     links = []
     for consumer in key.consumers:
         wanted = settings.consumers[consumer]
-        confirm = wanted.confirm if wanted.accept == "confirmed" else None
-        watch = _watch_maker(confirm, key, confirmations) if confirm is not None else None
+        watch = make_watch(
+            consumer,
+            wanted,
+            key,
+            names_key=settings.serves_several(consumer),
+            client=client,
+            confirmations=confirmations,
+        )
         links.append(
             ConsumerLink(
                 consumer=consumers[consumer],
@@ -329,6 +343,9 @@ def _key(
                 early=watch.early if watch is not None else True,
                 identified=watch.identified if watch is not None else False,
                 periodic=watch.periodic if watch is not None else False,
+                versioned=watch.versioned if watch is not None else False,
+                delivery=make_delivery(consumer, wanted, clock=clock, clusters=clusters),
+                deliver_timeout=wanted.deliver_timeout,
             )
         )
     wanted_links = [settings.consumers[consumer] for consumer in key.consumers]
@@ -355,8 +372,11 @@ def _key(
             expires=abilities.expires,
             kills_old=abilities.kills_old,
             needs_current=abilities.needs_current,
+            plans=tuple(_plan(consumer, settings.consumers[consumer]) for consumer in key.consumers),
         ),
         path=key.vault.path,
+        neighbours=neighbours,
+        pair=getattr(key, "pair", None) or "",
         fields=key.vault.fields,
         probe_interval=verify.interval if verify is not None else timedelta(minutes=15),
         consumers=tuple(links),
@@ -365,13 +385,6 @@ def _key(
     if verify is None:
         return managed
     return replace(managed, probe=_probe_maker(managed, verify, read_ref))
-
-
-def _watch_maker(confirm: Confirm, key: KeySettings, confirmations: Confirmations) -> WatchMaker:
-    if confirm.heartbeat is not None:
-        return confirmations.heartbeat(confirm.heartbeat, key.verify, topic=confirm.heartbeat.topic)
-    broker = confirm.broker or BrokerEvidence()
-    return confirmations.broker(broker, key.verify, client_id=broker.client_id)
 
 
 def _probe_maker(key: ManagedKey, verify: Verify, read_ref: ReadRef) -> Callable[[Identity, Secret], ProbeTarget]:
@@ -393,6 +406,16 @@ def _probe_maker(key: ManagedKey, verify: Verify, read_ref: ReadRef) -> Callable
         )
 
     return target
+
+
+def _plan(name: str, wanted: ConsumerSettings) -> ConsumerPlan:
+    return ConsumerPlan(
+        name=name,
+        canary=wanted.canary,
+        max_unavailable=wanted.max_unavailable,
+        windows=tuple(_window(window) for window in wanted.windows),
+        follows=wanted.kind == "none",
+    )
 
 
 def _window(window: WindowSettings) -> Window:

@@ -39,14 +39,15 @@ class ConsumerClaims:
 
     def __init__(self) -> None:
         self._holders: dict[str, str] = {}
+        self._settling: dict[str, tuple[str, datetime, datetime]] = {}  # whose restart settles, from when to when
         self._waiting: dict[str, set[str]] = {}
         self._lock = threading.Lock()
 
-    def take(self, key: ManagedKey) -> bool:
-        """Claim all consumers of a key, or none."""
-        names = [link.consumer.name for link in key.consumers]
+    def take(self, key: ManagedKey, now: datetime) -> bool:
+        """Claim all consumers of a key, and its pair, or none."""
+        names = _shared(key)
         with self._lock:
-            taken = [name for name in names if self._holders.get(name, key.name) != key.name]
+            taken = [name for name in names if self._is_anothers(name, key.name, now)]
             if taken:
                 for name in taken:
                     self._waiting.setdefault(name, set()).add(key.name)
@@ -54,13 +55,26 @@ class ConsumerClaims:
             self._holders.update(dict.fromkeys(names, key.name))
             return True
 
-    def give_back(self, key: ManagedKey) -> set[str]:
-        """Let the others go on; returns the names of the keys that were waiting."""
+    def give_back(self, key: ManagedKey, now: datetime, settled: datetime) -> set[str]:
+        """Let the others go on, from `settled` on; returns the names of the keys that were waiting."""
         with self._lock:
             freed = [name for name, holder in self._holders.items() if holder == key.name]
             for name in freed:
                 del self._holders[name]
+                self._settling[name] = (key.name, now, settled)
             return set().union(*(self._waiting.pop(name, set()) for name in freed))
+
+    def _is_anothers(self, name: str, key: str, now: datetime) -> bool:
+        if self._holders.get(name, key) != key:
+            return True
+        other, since, until = self._settling.get(name, (key, now, now))
+        return other != key and since <= now < until  # a clock that stepped back keeps nobody waiting
+
+
+def _shared(key: ManagedKey) -> list[str]:
+    """What a key shares with others. A pair can't be named like a consumer: names hold no blank."""
+    pair = [f"pair {key.pair}"] if key.pair else []
+    return [link.consumer.name for link in key.consumers] + pair
 
 
 class ProviderHolds:

@@ -338,7 +338,11 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    from rotator.logs import configure, log_uncaught
+
+    # Until a command chooses a level. Left alone, structlog would print to stdout, with the variables of all frames.
+    configure(level="WARNING")
+    log_uncaught()
 
 
 # --- what the commands share -------------------------------------------------------------------------------------

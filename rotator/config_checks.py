@@ -8,22 +8,28 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from rotator.config_base import CERTIFICATES
 from rotator.config_faults import dotted
 from rotator.config_file import Tree, Where, walk
 from rotator.config_models import PROVIDER_FILES, PROVIDER_SECRETS
 from rotator.config_types import nearest
-from rotator.secret_refs import SecretRef, check
+from rotator.config_vault import SERVICE_ACCOUNT_TOKEN
+from rotator.secret_refs import FileRef, SecretRef, check
 
 # The kinds of provider whose own login is one of the keys that they list.
 OWN_LOGINS: Final = frozenset({"mosquitto", "rabbitmq"})
 # Where the settings of a selection's keys stand, below its name.
 TEMPLATE: Final = ("discover", "template")
-# Where CA files stand; `*` is any name.
+JWT: Final = ("vault", "auth", "jwt")
+SECRET_ID, WRAPPED = ("vault", "auth", "secret_id"), ("vault", "auth", "wrapped")
+# Where files of certificates stand; `*` is any name.
 CA_POSITIONS: Final[tuple[Where, ...]] = (
-    ("vault", "ca_file"),
+    *(("vault", name) for name in CERTIFICATES),
     *(("providers", "*", *below) for below in PROVIDER_FILES),
     ("keys", "*", "verify", "ca_file"),
     ("keys", "*", *TEMPLATE, "verify", "ca_file"),
+    ("consumers", "*", "ca_file"),
+    ("consumers", "*", "kubeconfig"),
     ("consumers", "*", "confirm", "broker", "ca_file"),
     ("consumers", "*", "confirm", "heartbeat", "ca_file"),
 )
@@ -33,11 +39,15 @@ SECRET_POSITIONS: Final[tuple[Where, ...]] = (
     ("vault", "auth", "token"),
     ("vault", "auth", "role_id"),
     ("vault", "auth", "secret_id"),
+    JWT,
     *(("providers", "*", *below) for below in PROVIDER_SECRETS),
     ("keys", "*", "verify", "password"),
     ("keys", "*", *TEMPLATE, "verify", "password"),
+    ("consumers", "*", "password"),
+    ("consumers", "*", "secret"),
     ("consumers", "*", "confirm", "broker", "password"),
     ("consumers", "*", "confirm", "heartbeat", "password"),
+    ("consumers", "*", "confirm", "http", "headers", "*"),
 )
 
 
@@ -61,6 +71,8 @@ def _check_evidence(tree: Tree, key: str, consumer: object) -> None:
     settings = tree.table("consumers").get(consumer) if isinstance(consumer, str) else None
     confirm = settings.get("confirm") if isinstance(settings, dict) else None
     for kind, evidence in confirm.items() if isinstance(confirm, dict) else ():
+        if kind not in ("broker", "heartbeat"):
+            continue  # which need no broker
         if isinstance(evidence, str) or (isinstance(evidence, dict) and evidence.get("host") is None):
             where = ("consumers", str(consumer), "confirm", kind)
             text = f"{dotted(where)} names no host, and keys.{key} has no `verify` to take it from"
@@ -74,16 +86,26 @@ def _check_known(tree: Tree, where: Where, name: str, what: str) -> None:
         tree.fault(tree.place(where), f"{dotted(where)}: there is no {what} `{name}`", hint)
 
 
+def _is_gone(ref: SecretRef) -> bool:
+    return isinstance(ref, FileRef) and not os.path.lexists(ref.file)
+
+
 def check_secrets(tree: Tree, environ: Mapping[str, str]) -> None:
     """Every reference to a secret must be readable; those that are no references were refused by the models."""
-    allow = str(tree.root.get("allow_insecure_files", False)).lower() in ("true", "1", "yes", "on")
+    allow = _is_true(tree.root.get("allow_insecure_files"))
     adapter: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
-    for where, value in walk(tree, SECRET_POSITIONS):
+    in_kubernetes = tree.get(("vault", "auth", "method")) == "kubernetes"
+    usual = [(JWT, {"file": SERVICE_ACCOUNT_TOKEN})] if in_kubernetes and tree.get(JWT) is None else []
+    for where, value in [*walk(tree, SECRET_POSITIONS), *usual]:
         try:
             ref = adapter.validate_python(value)
         except ValidationError:
             continue
-        if (fault := check(ref, environ=environ, allow_insecure_files=allow)) is not None:
+        # the kubelet chooses the mode of a service account's token: often one that everybody in the container can read
+        insecure = allow or (where == JWT and in_kubernetes)
+        if where == SECRET_ID and _is_true(tree.get(WRAPPED)) and _is_gone(ref):
+            continue  # a wrapping token may be taken away once it has served: what it wrapped is kept
+        if (fault := check(ref, environ=environ, allow_insecure_files=insecure)) is not None:
             hint = None if "chmod" in fault else "put the secret there, or correct the reference"
             tree.fault(tree.place(where), f"{dotted(where)}: {fault}", hint)
 
@@ -93,6 +115,14 @@ def check_ca_files(tree: Tree) -> None:
     for where, value in walk(tree, CA_POSITIONS):
         if isinstance(value, str) and value and not os.access(value, os.R_OK):
             tree.fault(tree.place(where), f"{dotted(where)}: there is no readable file {value}", None)
+
+
+def check_wrapping(tree: Tree) -> None:
+    """An unwrapped secret id is kept under the seal, so the seal must not need the login that it opens."""
+    where = WRAPPED
+    if _is_true(tree.get(where)) and tree.get(("state", "seal", "kind")) == "vault-transit":
+        text = "vault.auth.wrapped: the secret id is kept under the seal, which `state.seal` has Vault open: a circle"
+        tree.fault(tree.place(where), text, "use `state.seal: {kind: file}`, or a secret id that is not wrapped")
 
 
 def check_shared(tree: Tree) -> None:
@@ -127,6 +157,11 @@ def _check_own_login(tree: Tree, key: str, provider: str, identity: str, vault: 
         where = ("providers", provider, "password")
         text = f"{dotted(where)} is what keys.{key} rotates, so it must be read from where that writes it"
         tree.fault(tree.place(where), text, f"write {{vault: {places[0] if places else 'PATH#FIELD'}}}")
+
+
+def _is_true(value: object) -> bool:
+    """Whether a setting is on, as YAML or the environment write that."""
+    return str(value).lower() in ("true", "1", "yes", "on", "t", "y")
 
 
 def _check_first(

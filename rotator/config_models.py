@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import timedelta
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     Discriminator,
     Field,
     Tag,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
-    model_validator,
 )
 
 from rotator.config_base import Part, ProviderPart, drop_default, positions, seconds, usual_port
@@ -33,8 +28,6 @@ from rotator.config_types import (
     Template,
     Text,
     Timezone,
-    Unit,
-    Url,
     VaultPath,
     choice,
     tag_of,
@@ -42,78 +35,10 @@ from rotator.config_types import (
 )
 from rotator.durations import Share
 from rotator.providers import kinds
-from rotator.secret_refs import SecretRef, VaultRef
+from rotator.secret_refs import SecretRef
 from rotator.templates import names
 
 DEFAULT_BEFORE_EXPIRY = Share(0.33)
-
-
-# --- Vault
-
-
-def _outside_vault(ref: SecretRef) -> SecretRef:
-    if isinstance(ref, VaultRef):
-        raise wrong("can't come from the Vault that it opens", "use file, credential or env")
-    return ref
-
-
-LoginRef = Annotated[SecretRef, AfterValidator(_outside_vault)]
-
-
-class TokenAuth(Part):
-    """A Vault token that somebody else made."""
-
-    method: Literal["token"]
-    token: LoginRef
-
-
-def _role_kind(value: object) -> str:
-    return "<plain>" if isinstance(value, str) else "<reference>"
-
-
-class AppRoleAuth(Part):
-    """Login by AppRole. A role id is no secret, so it may also stand here itself."""
-
-    method: Literal["approle"]
-    role_id: Annotated[
-        Annotated[Text, Tag("<plain>")] | Annotated[LoginRef, Tag("<reference>")], Discriminator(_role_kind)
-    ]
-    secret_id: LoginRef
-    mount: Text = "approle"
-
-
-VaultAuth = Annotated[
-    Annotated[TokenAuth, Tag("<token>")] | Annotated[AppRoleAuth, Tag("<approle>")],
-    Discriminator(tag_of("method")),
-    choice("method", ["token", "approle"], ["kubernetes", "jwt", "cert"]),
-]
-
-
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-class Vault(Part):
-    """The KV v2 mount that fresh secrets go to. `url` may be one or several; here it is always a tuple."""
-
-    url: Annotated[
-        tuple[Url, ...],
-        Field(min_length=1),
-        BeforeValidator(_listed),
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    {"type": "string", "pattern": "^https?://"},
-                    {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": "^https?://"}},
-                ]
-            }
-        ),
-    ]
-    mount: VaultPath = "secret"
-    namespace: Text | None = None
-    ca_file: Text | None = None
-    timeout: PositiveDuration = seconds(5)
-    auth: VaultAuth
 
 
 # --- providers
@@ -135,7 +60,7 @@ PROVIDER_SECRETS = tuple(dict.fromkeys(at for model in _KINDS.values() for at in
 PROVIDER_FILES = tuple(dict.fromkeys(at for model in _KINDS.values() for at in positions(model, secrets=False)))
 
 
-# --- consumers
+# --- times
 
 
 class Window(Part):
@@ -144,121 +69,6 @@ class Window(Part):
     cron: Cron
     duration: PositiveDuration
     timezone: Timezone = "UTC"
-
-
-class Delay(Part):
-    """Wait this long between Vault's new version and the restart."""
-
-    delay: Duration
-
-
-def _deliver(value: object) -> object:
-    if isinstance(value, Delay) or value == "direct" or (isinstance(value, Mapping) and "delay" in value):
-        return value
-    if isinstance(value, Mapping):
-        for name in ("file", "external_secret"):
-            if name in value:
-                raise wrong(f"`{name}` is not supported by this version", "direct or {delay: 6m}", at=name)
-    raise wrong("must be direct or {delay: DURATION}", "such as {delay: 6m}")
-
-
-def _deliver_kind(value: object) -> str:
-    return "<direct>" if value == "direct" else "<delay>"
-
-
-Deliver = Annotated[
-    Annotated[Literal["direct"], Tag("<direct>")] | Annotated[Delay, Tag("<delay>")],
-    Discriminator(_deliver_kind),
-    BeforeValidator(_deliver),
-]
-
-
-class Connection(Part):
-    """How to reach a broker for evidence. What is None is as in the key's `verify`."""
-
-    host: Text | None = None
-    port: Port | None = None
-    tls: bool | None = None
-    ca_file: Text | None = None
-    username: Text | None = None
-    password: SecretRef | None = None
-    client_id: Text | None = None  # a shell pattern (fnmatch) of the consumer's own client ids; None: any
-
-
-class BrokerEvidence(Connection):
-    """The broker's log (`$SYS/broker/log/#`) shows the consumer connecting."""
-
-
-class HeartbeatEvidence(Connection):
-    """The consumer speaks on a topic of its own."""
-
-    topic: Text
-
-
-def _topic(value: object) -> object:
-    return {"topic": value} if isinstance(value, str) else value
-
-
-class Confirm(Part):
-    """How it is proven that the consumer runs on the new secret: exactly one of the two."""
-
-    broker: BrokerEvidence | None = None
-    heartbeat: (
-        Annotated[
-            HeartbeatEvidence,
-            BeforeValidator(_topic, json_schema_input_type=Text | HeartbeatEvidence),
-        ]
-        | None
-    ) = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Confirm:
-        if (self.broker is None) == (self.heartbeat is None):
-            raise wrong("needs exactly one of broker and heartbeat", "such as {broker: {}} or {heartbeat: TOPIC}")
-        return self
-
-
-class ConsumerBase(Part):
-    """What all consumers have. `canary`, `max_unavailable` and `windows` count for *replace* only."""
-
-    deliver: Deliver = "direct"
-    timeout: PositiveDuration = seconds(60)
-    settle: Duration = seconds(3)
-    accept: Literal["confirmed", "restarted"] = "confirmed"
-    confirm: Confirm | None = None
-    canary: bool = False
-    max_unavailable: Count | None = None
-    windows: tuple[Window, ...] = ()
-
-    @property
-    def delay(self) -> timedelta:
-        """How long to wait between Vault's new version and the restart; nothing with `deliver: direct`."""
-        return self.deliver.delay if isinstance(self.deliver, Delay) else timedelta(0)
-
-
-class SystemdConsumer(ConsumerBase):
-    """A systemd unit, reached over D-Bus."""
-
-    kind: Literal["systemd"]
-    unit: Unit
-    scope: Literal["system", "user"] = "system"
-    action: Literal["restart", "reload", "reload-or-restart"] = "restart"
-
-
-class CommandConsumer(ConsumerBase):
-    """A command that restarts the consumer. `env` is added to a minimal environment; no secret belongs in it."""
-
-    kind: Literal["command"]
-    argv: Annotated[tuple[Text, ...], Field(min_length=1)]
-    cwd: Text | None = None
-    env: dict[Text, str] = Field(default_factory=dict)
-
-
-ConsumerSettings = Annotated[
-    Annotated[SystemdConsumer, Tag("<systemd>")] | Annotated[CommandConsumer, Tag("<command>")],
-    Discriminator(tag_of("kind")),
-    choice("kind", ["systemd", "command"], ["kubernetes", "mqtt", "webhook"]),
-]
 
 
 # --- keys

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 
+import httpx
 import structlog
 
+from rotator.consumers.asking import AskingWatch
+from rotator.consumers.command import Program, ask_program
 from rotator.consumers.confirm import BrokerLog, BrokerLogs, HeartbeatWatch
+from rotator.consumers.http_evidence import ask_http
+from rotator.consumers.mqtt import AckWatch
 from rotator.errors import Permanent, RotatorError
-from rotator.model import Identity, ProbeTarget, Secret
+from rotator.model import Identity, Order, ProbeTarget, Secret
 from rotator.ports import Clock, Watch
 from rotator.reasons import Reason
 from rotator.verify import PROBE_CLIENT_PREFIX
@@ -45,12 +51,16 @@ class Account(Access, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchMaker:
-    """How a consumer's watch is opened; `early` and `identified` as `managed.ConsumerLink` has them."""
+    """How a consumer's watch is opened; `early` and `identified` as `managed.ConsumerLink` has them.
 
-    open: Callable[[Identity, Secret | None], Watch]
+    What proves the version itself is opened just before the restart, with its order; all others need none.
+    """
+
+    open: Callable[[Identity, Secret | None, Order | None], Watch]
     early: bool
     identified: bool
     periodic: bool = False
+    versioned: bool = False
 
 
 class _OwnLog:
@@ -80,7 +90,7 @@ class Confirmations:
         if early:
             self._early.append((account, verify))
 
-        def open_watch(identity: Identity, secret: Secret | None) -> Watch:
+        def open_watch(identity: Identity, secret: Secret | None, order: Order | None = None) -> Watch:
             target = self._target(account, verify, identity, secret)
             lines = self._logs.log(target) if early else BrokerLog(target, clock=self._clock)
             if not early:
@@ -93,13 +103,70 @@ class Confirmations:
     def heartbeat(self, account: Account, verify: Access | None, *, topic: str) -> WatchMaker:
         """A topic on which the consumer speaks."""
 
-        def open_watch(identity: Identity, secret: Secret | None) -> Watch:
+        def open_watch(identity: Identity, secret: Secret | None, order: Order | None = None) -> Watch:
             target = self._target(account, verify, identity, secret)
             watch = HeartbeatWatch(target, topic=topic, clock=self._clock)
             watch.start()
             return watch
 
         return WatchMaker(open=open_watch, early=account.username is not None, identified=True, periodic=True)
+
+    def acks(
+        self, name: str, account: Account, *, ack: str, expect: Sequence[str] | int, names_key: bool
+    ) -> WatchMaker:
+        """The acks of an MQTT consumer; see `AckWatch`."""
+
+        def open_watch(identity: Identity, secret: Secret | None, order: Order | None = None) -> Watch:
+            watch = AckWatch(
+                name,
+                self.target(account),
+                ack=ack,
+                expect=expect,
+                order=_given(name, order),
+                names_key=names_key,
+                clock=self._clock,
+            )
+            watch.start()
+            return watch
+
+        return WatchMaker(open=open_watch, early=False, versioned=True, identified=True)
+
+    def http(
+        self, name: str, client: httpx.Client, *, url: str, field: str, headers: Mapping[str, object]
+    ) -> WatchMaker:
+        """A URL that answers the version. `headers`: text, or a reference to a secret."""
+
+        def filled() -> dict[str, str]:
+            return {key: value if isinstance(value, str) else self._read_ref(value) for key, value in headers.items()}
+
+        def open_watch(identity: Identity, secret: Secret | None, order: Order | None = None) -> Watch:
+            wanted = _given(name, order)
+            ask = ask_http(name, client=client, url=url, field=field, headers=filled, order=wanted)
+            return AskingWatch(name, ask=ask, clock=self._clock, stop=threading.Event())
+
+        return WatchMaker(open=open_watch, early=False, versioned=True, identified=True, periodic=True)
+
+    def command(
+        self,
+        name: str,
+        *,
+        argv: Sequence[str],
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: timedelta,
+    ) -> WatchMaker:
+        """A program whose exit 0 says that the consumer runs on the order's version."""
+
+        def open_watch(identity: Identity, secret: Secret | None, order: Order | None = None) -> Watch:
+            wanted, stop = _given(name, order), threading.Event()
+            program = Program(name, argv=argv, cwd=cwd, env=env, timeout=timeout, stop=stop)
+            return AskingWatch(name, ask=ask_program(program, wanted), clock=self._clock, stop=stop)
+
+        return WatchMaker(open=open_watch, early=False, versioned=True, identified=True, periodic=True)
+
+    def target(self, account: Account) -> ProbeTarget:
+        """The broker of an account that needs nothing of a key's. Raises: as the reference to its password."""
+        return self._target(account, None, None, None)
 
     def listen_early(self) -> None:
         """Hear the brokers' logs from the start on: they tell which client id is whose only when it connects.
@@ -142,3 +209,9 @@ class Confirmations:
             username=username,
             password=password,
         )
+
+
+def _given(name: str, order: Order | None) -> Order:
+    if order is None:
+        raise Permanent(f"{name}: which version is to be proven is known at its restart", reason=Reason.EVIDENCE_LOST)
+    return order

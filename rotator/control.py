@@ -24,6 +24,7 @@ from rotator.keys import (
 from rotator.lifecycle import roll_back
 from rotator.managed import ManagedKey
 from rotator.model import VERDICT_REASONS, KeyState, RotationEvent, Secret, Step, Strategy, Verdict
+from rotator.promoting import only_over
 from rotator.reasons import ADVICE, Reason
 from rotator.rotation import Rotation
 from rotator.views import event_view, iso, key_view, rotation_view
@@ -203,8 +204,7 @@ class Control:
         ours = key.ours(world.store.read(key.path).data)
         if key.provable:
             _accepted(key.proof(world.prober, identity, secret).verdict, key.name)
-        expected = {name: value if isinstance(value := ours.get(name), str) else None for name in fields}
-        return world.store.put(key.path, fields, expected=expected), fields
+        return world.store.put(key.path, fields, judge=only_over(key.path, ours, fields)), fields
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether work is possible, and of each peer why not."""

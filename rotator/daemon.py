@@ -83,6 +83,10 @@ class Daemon:
     def start(self) -> None:
         """Start the jobs; returns at once."""
         now = self._clock.now()
+        try:
+            self._engine.catch_up()
+        except JournalFailed as exc:  # the next start finds them
+            log.error("journal_failed", reason=exc.reason.value, error=exc.message, advice=exc.advice)
         for job in self._jobs():
             self._scheduler.add_job(
                 self._guarded(job), "interval", seconds=job.every.total_seconds(), next_run_time=now, id=job.name

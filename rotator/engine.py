@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 
 from rotator.aftermath import key_after, story, told
+from rotator.batches import as_configured
 from rotator.beginnings import Beginnings
 from rotator.claims import ClockSkew, ConsumerClaims, ProviderHolds, Stampede
 from rotator.draft import REPEATABLE, Draft, must_be_written
@@ -28,6 +29,8 @@ from rotator.journal.sqlite import ERASE_SOON, Blob, Change, Erase
 from rotator.keys import (
     COMPROMISED,
     FORCED,
+    ISSUE_IN_WINDOW,
+    RESTART,
     RESUMED,
     ROLL_BACK,
     Hold,
@@ -36,11 +39,21 @@ from rotator.keys import (
     decide,
     last_chance,
     may_be_cut_short,
+    missed,
     past,
     resting,
     unexpected,
 )
-from rotator.lifecycle import LOOK_AGAIN, MAX_ANSWERS, advance, backoff, begin_call, next_step, roll_back
+from rotator.lifecycle import (
+    LOOK_AGAIN,
+    MAX_ANSWERS,
+    advance,
+    backoff,
+    begin_call,
+    next_step,
+    restart_begins,
+    roll_back,
+)
 from rotator.managed import Fleet, ManagedKey
 from rotator.model import Result, RotationEvent, Step
 from rotator.ports import Observer
@@ -49,6 +62,7 @@ from rotator.retiring import Retiring
 from rotator.rotation import (
     ConfirmDone,
     ConsumerProgress,
+    DeliverLater,
     Ended,
     Failed,
     IssueDone,
@@ -115,7 +129,8 @@ class Engine:
         self.holds = ProviderHolds(world.clock, self.draw)
         self.stampede = Stampede(len(self.keys), max_due_share)
         now = world.clock.now()
-        self.stampede.unexpected(record.name for record in world.journal.all_keys() if unexpected(record, now))
+        records = world.journal.all_keys()
+        self.stampede.unexpected(record.name for record in records if unexpected(record, now) or _by_drift(record))
 
     # --- from outside ----------------------------------------------------------------------------------------
 
@@ -196,6 +211,23 @@ class Engine:
     def observe_only(self) -> bool:
         """Whether `mode: observe` forbids every change."""
         return self._observe_only
+
+    def catch_up(self) -> None:
+        """Once, at the start: consumers that are not proven on the current version, with no rotation under way to see
+        to it, are restarted for it. Who confirmed that version, or was never restarted here, is left alone."""
+        if self._observe_only:
+            return
+        now, running = self.world.clock.now(), self.world.journal.open_rotations()
+        for name, key in self.keys.items():
+            record = self.world.journal.key(name)
+            idle = record is None or name in running or record.paused or record.quarantine is not None
+            if record is None or idle or record.requested or record.drift is not None:
+                continue
+            if _behind(record, key):
+                self.world.journal.save(
+                    key=name,
+                    change=lambda old, key=key: replace(_known(old, key), requested=RESTART, wake_at=now),  # type: ignore[misc]
+                )
 
     def drain(self) -> None:
         """Begin no new rotation; those in flight go on."""
@@ -305,8 +337,11 @@ class Engine:
             restores=start.restores,
             started_at=now,
             step_since=now,
+            our_version=record.vault_version,
             consumers=tuple(ConsumerProgress(name=link.consumer.name) for link in key.consumers),
         )
+        if start.restart_only:
+            rotation = _catching_up(rotation, record, key, now)
         event = told(rotation, "rotation_started", now, reason=start.trigger)
 
         def change(old: KeyRecord | None) -> KeyRecord:
@@ -352,7 +387,7 @@ class Engine:
         if stopped and may_be_cut_short(rotation):
             self._park(record, None)
             return False
-        rotation = self._in_our_time(key, rotation)
+        rotation = self._in_our_time(key, self._as_configured(key, rotation))
         rotation = self._heard(key, record, rotation, now)
         if rotation.quarantine in _REFUSED and past(last_chance(record), now):
             self._give_up(key, rotation)
@@ -363,6 +398,8 @@ class Engine:
         step = next_step(rotation, now, key.limits)
         match step:
             case Wait(until=moment):
+                if rotation.step is Step.RESTART:
+                    self._let_go(key, rotation)  # a window's opening may be days away
                 self._park(record, moment)
                 return False
             case Ended():
@@ -382,6 +419,26 @@ class Engine:
                     self._run(key, rotation, name)
         return True
 
+    def _as_configured(self, key: ManagedKey, rotation: Rotation) -> Rotation:
+        """A daemon that starts anew may find other consumers than the rotation began with."""
+        known = as_configured(rotation, [link.consumer.name for link in key.consumers])
+        if known.rolling_back is not None and known.step is Step.DELIVER:
+            known = self._with_shared(key, known)
+        if known is not rotation:
+            self._note(key, known)
+        return known
+
+    def _with_shared(self, key: ManagedKey, rotation: Rotation) -> Rotation:
+        """Whom another key's rotation restarted meanwhile read Vault then: it may run on the new secret as well."""
+        since = rotation.answered_at
+        facts = [r.consumers for r in self.world.journal.all_keys() if r.name != key.name]
+        ats = [(name, known.restarted_at) for consumers in facts for name, known in consumers.items()]
+        meanwhile = {name for name, at in ats if at is not None and since is not None and at >= since}
+        if not any(c.name in meanwhile and not c.touched for c in rotation.consumers):
+            return rotation
+        consumers = tuple(replace(c, touched=c.touched or c.name in meanwhile) for c in rotation.consumers)
+        return replace(rotation, consumers=consumers)
+
     def _in_our_time(self, key: ManagedKey, rotation: Rotation) -> Rotation:
         """A wall clock that stepped neither cuts a grace period short nor draws it out (rule 5)."""
         moved = self._beginnings.moved(rotation)
@@ -398,7 +455,7 @@ class Engine:
             if (peer := self.skew.off(rotation.provider, "vault")) is not None:
                 log.warning("held", key=key.name, reason=Reason.CLOCK_SKEW.value, peer=peer)
                 return self._held(key, rotation, Reason.CLOCK_SKEW, self.world.clock.now() + SKEW_PAUSE)
-        if step in {Step.ISSUE, Step.RESTART} and not self._sharing.take(key):
+        if step in {Step.ISSUE, Step.RESTART} and not self._sharing.take(key, self.world.clock.now()):
             return self.world.clock.now() + SHARED_PAUSE
         return None
 
@@ -464,12 +521,13 @@ class Engine:
             if self.spool.holds(rotation.id):
                 self.spool.release(rotation.id)
         now = self.world.clock.now()
-        for name in self._sharing.give_back(key):
-            self.world.journal.save(key=name, change=lambda old, name=name: _woken(old, self.keys[name], now))  # type: ignore[misc]
+        settled = now + key.limits.settle
+        for name in self._sharing.give_back(key, now, settled):
+            self.world.journal.save(key=name, change=lambda old, name=name: _woken(old, self.keys[name], settled))  # type: ignore[misc]
 
     def _heard(self, key: ManagedKey, record: KeyRecord, rotation: Rotation, now: datetime) -> Rotation:
         """What a person, or the key's own date, asks of a rotation in flight."""
-        unheard = set(record.vouched) - {c.name for c in rotation.consumers if c.vouched}
+        unheard = set(record.vouched) & {c.name for c in rotation.consumers if not c.vouched}
         if unheard and rotation.rolling_back is None:
             rotation = self._vouched(key, rotation, record.vouched, now)
         waiting = resting(rotation) and not rotation.no_grace
@@ -488,7 +546,7 @@ class Engine:
 
     def _vouched(self, key: ManagedKey, rotation: Rotation, names: Iterable[str], now: datetime) -> Rotation:
         consumers = tuple(
-            replace(c, vouched=True, restarted_at=c.restarted_at or now, seen_at=c.seen_at or now)
+            replace(c, vouched=True, touched=True, restarted_at=c.restarted_at or now, seen_at=c.seen_at or now)
             if c.name in names
             else c
             for c in rotation.consumers
@@ -543,6 +601,7 @@ class Engine:
             rotation = replace(rotation, step=step)
         if step is Step.RESTART:
             # A journal that can't be written is noticed before the restart, not after it, again and again.
+            rotation = restart_begins(rotation, self.world.clock.now(), key.limits)
             self._save(key, rotation)
         began = self.world.clock.monotonic()
         data_key = None
@@ -635,7 +694,9 @@ class Engine:
                 del self.drafts[key.name]
         if isinstance(outcome, IssueDone):
             self.stampede.expected(key.name)
-        if new.finished_at is not None or resting(new) or (new.not_before is not None and new.not_before > now):
+        waits = new.not_before is not None and new.not_before > now
+        # who waits for a delivery is not failing: its consumers are its own until that is late
+        if new.finished_at is not None or resting(new) or (waits and not isinstance(outcome, DeliverLater)):
             self._let_go(key, new)
         for event in events:
             self.emit(event)
@@ -693,8 +754,8 @@ class Engine:
     def _park_unforeseen(self, name: str, exc: Exception) -> None:
         """Something that nobody foresaw: park the key, say so, never spin."""
         log.exception("unforeseen", key=name, reason=Reason.UNFORESEEN.value)
-        self._sharing.give_back(self.keys[name])
         now = self.world.clock.now()
+        self._sharing.give_back(self.keys[name], now, now)
         record = self.world.journal.key(name)
         rotation = self.world.journal.open_rotation(name)
         event = RotationEvent(
@@ -724,6 +785,30 @@ class Engine:
 
             self._save(self.keys[name], waiting, change, history=[event])
         self.emit(event)
+
+
+def _by_drift(record: KeyRecord) -> bool:
+    """Whether `on_drift: restore` asked for a rotation: a Vault that lost everything asks for all of them at once."""
+    return record.requested == ISSUE_IN_WINDOW and record.drift is not None
+
+
+def _catching_up(rotation: Rotation, record: KeyRecord, key: ManagedKey, now: datetime) -> Rotation:
+    """Nothing is issued: those who missed the current version are brought to it."""
+    return replace(
+        rotation,
+        restart_only=True,
+        step=Step.DELIVER,
+        vault_version=record.vault_version,
+        expected=record.fingerprint,
+        promoted_at=now,
+        consumers=tuple(ConsumerProgress(name=name) for name in _behind(record, key)),
+    )
+
+
+def _behind(record: KeyRecord, key: ManagedKey) -> list[str]:
+    """Consumers that are not known to run on the current version."""
+    named = [(link.consumer.name, link.open_watch is not None) for link in key.consumers]
+    return [name for name, seen in named if missed(record, name, seen=seen)]
 
 
 def _known(record: KeyRecord | None, key: ManagedKey) -> KeyRecord:

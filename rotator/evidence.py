@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from rotator.errors import Stopping
 from rotator.managed import ConsumerLink, ManagedKey
-from rotator.model import Secret, Sighting
+from rotator.model import Order, Secret, Sighting
 from rotator.ports import Clock, Watch
 from rotator.reasons import Reason
 from rotator.rotation import ConfirmDone, ConsumerProgress, Failed, ReconfirmDone, Rotation
@@ -26,30 +26,45 @@ class Evidence:
         """`vouched`: a key's name → consumers that a person has seen on the new secret (`rotator confirm`)."""
         self._clock, self._stop, self._vouched = clock, stop, vouched
         self._watches: dict[WatchName, Watch] = {}
+        self._versions: dict[WatchName, int | None] = {}
         self._lock = threading.Lock()
 
     def watch(
-        self, key: ManagedKey, rotation: Rotation, link: ConsumerLink, secret: Callable[[], Secret | None]
+        self,
+        key: ManagedKey,
+        rotation: Rotation,
+        link: ConsumerLink,
+        secret: Callable[[], Secret | None],
+        order: Order | None = None,
     ) -> None:
-        """Open a consumer's watch once for this rotation and direction."""
+        """Open a consumer's watch once for this rotation and direction; one that names versions, for each of them."""
         name = _name(rotation, link.consumer.name)
-        if link.open_watch is None or name in self._watches:
+        version = order.version if order is not None and link.versioned else None
+        if link.open_watch is None or (name in self._watches and self._versions.get(name) == version):
             return
-        watch = link.open_watch(rotation.target, None if link.early else secret())
+        needs_secret = not link.early and not link.versioned
+        watch = link.open_watch(rotation.target, secret() if needs_secret else None, order)
         with self._lock:
-            self._watches[name] = watch
+            before = self._watches.pop(name, None)
+            self._watches[name], self._versions[name] = watch, version
+        if before is not None:
+            before.close()
 
     def forget(self, rotation: Rotation) -> None:
         """Close all watches of a rotation."""
         with self._lock:
-            closing = [self._watches.pop(name) for name in list(self._watches) if name[0] == rotation.id]
+            ours = [name for name in self._watches if name[0] == rotation.id]
+            closing = [self._watches.pop(name) for name in ours]
+            for name in ours:
+                self._versions.pop(name, None)
         for watch in closing:
             watch.close()
 
     def confirm(self, key: ManagedKey, rotation: Rotation) -> ConfirmDone:
         """Wait until each consumer was seen on the secret, after the promote and after its restart."""
         links = {link.consumer.name: link for link in key.consumers if link.open_watch is not None}
-        pending = {c.name: c for c in rotation.consumers if c.name in links and c.seen_at is None}
+        asked = (c for c in rotation.consumers if c.restarted_at is not None and not c.idle)
+        pending = {c.name: c for c in asked if c.name in links and c.seen_at is None}
         blind = [name for name in pending if _name(rotation, name) not in self._watches]
         word = self._vouched(key.name) if rotation.rolling_back is None else frozenset()
         if blind and not set(blind) <= word:
@@ -76,7 +91,7 @@ class Evidence:
         since the daemon was restarted, is restarted to prove it.
         """
         links = {link.consumer.name: link for link in key.consumers if link.open_watch is not None}
-        progress = {c.name: c for c in rotation.consumers if c.name in links}
+        progress = {c.name: c for c in rotation.consumers if c.name in links and not c.idle}
         blind = [name for name in progress if _name(rotation, name) not in self._watches]
         if blind:
             return ReconfirmDone(blind=blind)

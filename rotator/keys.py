@@ -33,6 +33,7 @@ ISSUE_IN_WINDOW = "window"
 COMPROMISED = "compromised"
 ROLL_BACK = "rollback"
 RESUMED = "resume"
+RESTART = "restart"  # the consumers that missed the current version, and nothing else
 # What a person asks for that goes past windows, `min_interval`, quarantine and holds.
 FORCED = frozenset({ISSUE_NOW, COMPROMISED, ROLL_BACK})
 
@@ -45,6 +46,7 @@ class ConsumerFacts:
     restarted_at: datetime | None = None
     confirmed_at: datetime | None = None
     confirmed_version: int | None = None
+    idle: bool = False  # nothing of it ran when it was restarted last
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: see `frozen`
@@ -93,6 +95,7 @@ class KeyRecord:
     probed_at: datetime | None = None
     adopted: bool | None = None
     vault_version: int | None = None
+    replaced_version: int | None = None  # what our last promote was laid over: the way back of a finished rotation
     fingerprint: str | None = None
     fields: tuple[str, ...] = ()  # whose fields the fingerprint is of
     consumers: Mapping[str, ConsumerFacts] = field(default_factory=dict)
@@ -109,6 +112,7 @@ class Start:
     last_chance: bool = False
     no_grace: bool = False
     restores: int | None = None
+    restart_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +225,8 @@ def decide(record: KeyRecord, policy: Policy, now: datetime, *, observe: bool, a
         return _asked_for(record)
     if record.paused:
         return Hold(reason=Reason.PAUSED)
+    if record.requested == RESTART:
+        return Start(trigger=Reason.RESTART_MISSED, restart_only=True)
     if record.problem is not None and record.problem is not Reason.NO_EXPIRY:
         return Hold(reason=record.problem)
     if record.listed_at is None or record.adopted is None:
@@ -249,7 +255,7 @@ def _asked_for(record: KeyRecord) -> Start:
         case "compromised":
             return Start(trigger=Reason.COMPROMISED, forced=True, no_grace=True)
         case "rollback":
-            return Start(trigger=Reason.ROLLBACK_REQUESTED, forced=True, restores=(record.vault_version or 1) - 1)
+            return Start(trigger=Reason.ROLLBACK_REQUESTED, forced=True, restores=record.replaced_version or 0)
         case _:
             return Start(trigger=Reason.REQUESTED, forced=True)
 
@@ -309,10 +315,24 @@ def needs_a_person(record: KeyRecord, shown: KeyState) -> Reason | None:
 def versions_behind(record: KeyRecord, consumer: str) -> int:
     """How many of our versions a consumer is behind: 0, or the difference of Vault versions."""
     facts = record.consumers.get(consumer)
-    if record.vault_version is None or facts is None or facts.version is None:
+    if record.vault_version is None or facts is None or facts.version is None or facts.idle:
         return 0
     done = facts.confirmed_version if facts.confirmed_version is not None else facts.version
     return max(0, record.vault_version - done)
+
+
+def missed(record: KeyRecord, consumer: str, *, seen: bool = True) -> bool:
+    """Whether a consumer was restarted here before, and is not known to run on the current version.
+
+    Args:
+        seen: its connects can be seen; else (it may have had a `confirm` once) its restart is all that can be said.
+    """
+    if seen:
+        return versions_behind(record, consumer) > 0
+    facts = record.consumers.get(consumer)
+    if record.vault_version is None or facts is None or facts.version is None or facts.idle:
+        return False
+    return facts.version < record.vault_version
 
 
 def may_be_cut_short(rotation: Rotation) -> bool:

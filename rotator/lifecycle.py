@@ -22,6 +22,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import assert_never
 
+from rotator.batches import begin_restart, next_batch, pending
 from rotator.frozen import replace
 from rotator.model import Result, Step, Strategy, Verdict
 from rotator.reasons import Reason
@@ -33,6 +34,7 @@ from rotator.rotation import (
     DeactivateDone,
     DeleteDone,
     DeliverDone,
+    DeliverLater,
     Ended,
     Failed,
     FinishDone,
@@ -64,6 +66,8 @@ UNREACHABLE_PROBES = 3
 MAX_ANSWERS = 2
 # In quarantine the broker is asked again after this share of the time that it has been refusing, within these bounds.
 SLOWER_SHARE, FIRST_SLOW_PROBE, SLOWEST_PROBE = 0.1, timedelta(seconds=30), timedelta(minutes=15)
+# A consumer's own way to the secret is looked at after this share of the time it has taken, within these bounds.
+DELIVERY_SHARE, FIRST_DELIVERY_LOOK, SLOWEST_DELIVERY_LOOK = 0.25, timedelta(seconds=0.5), timedelta(seconds=5)
 # The pauses between issue calls whose answers were lost.
 FIRST_PAUSE, SLOWEST_ISSUE = timedelta(seconds=5), timedelta(minutes=5)
 # Tries of the last look; a provider that is down must not keep a proven rotation open.
@@ -91,8 +95,14 @@ def next_step(rotation: Rotation, now: datetime, limits: Limits) -> Run | Wait |
     if step in {Step.CHOOSE, Step.ISSUE} and rotation.issues == 0 and _stale(rotation, now):
         return Run(step=Step.PREFLIGHT)  # the daemon was away in between: what was checked is old (rule 8)
     if step is Step.DELIVER and rotation.promoted_at is not None:
-        ready = rotation.promoted_at + limits.deliver_delay
+        ready = rotation.promoted_at + (limits.deliver_delay if pending(rotation, limits.plans) else timedelta(0))
         return Wait(until=ready) if rotation.promoted_at - limits.deliver_delay <= now < ready else Run(step=step)
+    if step is Step.RESTART:
+        turn = next_batch(rotation, now, limits.plans, hurry=_dying(rotation, now))
+        if not isinstance(turn, datetime):
+            return Run(step=step)
+        last = _dying_from(rotation)  # nobody waits for a window beyond the old secret's end
+        return Wait(until=min(turn, last) if last is not None else turn)
     if step is Step.SETTLE:
         times = [t for c in rotation.consumers if (t := c.seen_at or c.restarted_at) is not None]
         since = max(times, default=rotation.step_since or rotation.started_at)
@@ -127,6 +137,11 @@ def begin_call(rotation: Rotation, now: datetime) -> Rotation:
     return replace(rotation, calling_since=now, issues=rotation.issues + 1, looked=0, unsettled=unsettled)
 
 
+def restart_begins(rotation: Rotation, now: datetime, limits: Limits) -> Rotation:
+    """The record to journal before a restart goes out."""
+    return begin_restart(rotation, now, limits.plans, hurry=_dying(rotation, now))
+
+
 def advance(rotation: Rotation, outcome: Outcome, now: datetime, limits: Limits) -> Rotation:  # noqa: C901 - one arm an outcome
     """The record after a step's outcome."""
     match outcome:
@@ -146,6 +161,8 @@ def advance(rotation: Rotation, outcome: Outcome, now: datetime, limits: Limits)
             return _promoted(rotation, outcome, now)
         case DeliverDone():
             return _to(rotation, Step.RESTART, now)
+        case DeliverLater():
+            return _delivered_later(rotation, outcome, now)
         case RestartDone():
             return _restarted(rotation, outcome, now, limits)
         case ConfirmDone():
@@ -167,7 +184,7 @@ def advance(rotation: Rotation, outcome: Outcome, now: datetime, limits: Limits)
         case CleanDone():
             return _cleaned(replace(rotation, orphans=()), now)
         case FinishDone():
-            return _finished(rotation, outcome, now)
+            return _finished(rotation, outcome, now, limits)
         case _:
             assert_never(outcome)
 
@@ -178,6 +195,8 @@ def roll_back(rotation: Rotation, reason: Reason, detail: str, now: datetime) ->
     What may be out at the provider is looked for first; nothing that nobody uses is left there.
     """
     if rotation.strategy is Strategy.IN_PLACE or rotation.deleted_at is not None or rotation.rolling_back is not None:
+        return None
+    if rotation.restart_only:
         return None
     if rotation.finished_at is not None:
         return None
@@ -210,6 +229,8 @@ def backoff(step: Step, reason: Reason, attempts: int, draw: float, *, unsettled
         base, cap = 30.0, 1800.0
     elif reason is Reason.VAULT_CONFLICT:
         base, cap = 5.0, 300.0
+    elif reason is Reason.VAULT_DENIED and step is Step.PROMOTE:
+        base, cap = 1.0, 10.0  # a person mends the policy, and a whole fleet may wait for that
     ceiling = min(cap, base * 2 ** min(attempts, 16))
     return timedelta(seconds=max(base / 2, ceiling * draw))
 
@@ -296,11 +317,21 @@ def _grace(rotation: Rotation, limits: Limits) -> timedelta:
 
 def _dying(rotation: Rotation, now: datetime) -> bool:
     """Whether the old secret is near its own end, so that waiting for anything costs more than it brings."""
+    last = _dying_from(rotation)
+    return last is not None and now >= last
+
+
+def _dying_from(rotation: Rotation) -> datetime | None:
     ends = rotation.expired_before
     if ends is None:
-        return False
-    life = ends - (rotation.issued_before or rotation.started_at)
-    return now >= ends - life * LAST_CHANCE_SHARE
+        return None
+    return ends - (ends - (rotation.issued_before or rotation.started_at)) * LAST_CHANCE_SHARE
+
+
+def _only_forward(rotation: Rotation) -> bool:
+    """Whether the consumers are down until they have the new secret: there is no old one to go back to."""
+    gone = rotation.strategy is Strategy.IN_PLACE or rotation.no_way_back
+    return gone and rotation.rolling_back is None and not rotation.restart_only
 
 
 def _waited(rotation: Rotation, now: datetime, limits: Limits) -> bool:
@@ -321,8 +352,11 @@ def _failed(rotation: Rotation, failed: Failed, now: datetime, limits: Limits) -
             return replace(again, quarantine=failed.reason) if failed.reason is Reason.VAULT_CONFLICT else again
         case Step.FINISH:
             if rotation.attempts + 1 >= FINISH_TRIES and not _may_have_lost_a_key(rotation):
-                return _finished(rotation, FinishDone(), now)
+                return _finished(rotation, FinishDone(), now, limits)
             return _again(rotation, failed, now)
+        case Step.DELIVER if exhausted and _only_forward(rotation):
+            # nobody is restarted onto the old secret, however long it takes: a person must look at the way there
+            return replace(_again(rotation, failed, now), quarantine=failed.reason)
         case Step.PROBE | Step.DELIVER | Step.RESTART | Step.CONFIRM | Step.SETTLE:
             return _hopeless(rotation, failed, now) if exhausted else _again(rotation, failed, now)
         case Step.RECONFIRM:
@@ -389,6 +423,7 @@ def _checked(rotation: Rotation, outcome: PreflightDone, now: datetime) -> Rotat
         expected=outcome.expected,
         base_version=outcome.base_version,
         base_print=outcome.expected,
+        base_alone=outcome.base_alone,
     )
     choosing = rotation.strategy is Strategy.CHOSEN and not rotation.sealed
     return _to(ready, Step.CHOOSE if choosing else Step.ISSUE, now)
@@ -516,10 +551,23 @@ def _promoted(rotation: Rotation, outcome: PromoteDone, now: datetime) -> Rotati
     return _to(promoted, Step.DELIVER if proven else Step.PROBE, now)
 
 
+def _delivered_later(rotation: Rotation, outcome: DeliverLater, now: datetime) -> Rotation:
+    """Look again, the later the longer it has taken; that is no failure yet."""
+    passed = now - (rotation.step_since or now)
+    pause = min(max(passed * DELIVERY_SHARE, FIRST_DELIVERY_LOOK), SLOWEST_DELIVERY_LOOK)
+    return replace(rotation, not_before=now + pause, reason=None, detail=outcome.detail)
+
+
 def _restarted(rotation: Rotation, outcome: RestartDone, now: datetime, limits: Limits) -> Rotation:
     tickets = {ticket.consumer: ticket for ticket in outcome.tickets}
     consumers = tuple(
-        replace(c, restarted_at=tickets[c.name].restarted_at, ticket=tickets[c.name], seen_at=None)
+        replace(
+            c,
+            restarted_at=tickets[c.name].restarted_at,
+            ticket=tickets[c.name],
+            seen_at=None,
+            idle=tickets[c.name].marks.get("replicas") == 0,
+        )
         if c.name in tickets
         else c
         for c in rotation.consumers
@@ -556,6 +604,10 @@ def _settled(rotation: Rotation, outcome: SettleDone, now: datetime, limits: Lim
         failed = _failed(settled, outcome.failed, now, limits)
         again = failed.step is Step.SETTLE and failed.finished_at is None
         return replace(failed, step=Step.RESTART) if again else failed
+    if pending(settled, limits.plans):
+        return _to(settled, Step.RESTART, now)  # the next batch
+    if rotation.restart_only:
+        return _end(settled, Result.SUCCEEDED, now, None)
     if rotation.rolling_back is not None:
         back = _with_orphans(settled, _made(settled))
         return _to(back, Step.CLEAN, now) if back.orphans else _rolled_back(back, now)
@@ -570,13 +622,15 @@ def _settled(rotation: Rotation, outcome: SettleDone, now: datetime, limits: Lim
 
 def _anew(consumer: ConsumerProgress) -> ConsumerProgress:
     """To be restarted, and to be proven again."""
-    return replace(consumer, restarted_at=None, ticket=None, seen_at=None, confirmed_at=None, vouched=False)
+    cleared = replace(consumer, restarted_at=None, ticket=None, seen_at=None, confirmed_at=None)
+    return replace(cleared, vouched=False, idle=False)
 
 
 def _reconfirmed(rotation: Rotation, outcome: ReconfirmDone, now: datetime) -> Rotation:
     if not outcome.blind:
         return _to(replace(rotation, reconfirmed_at=now), Step.DELETE, now)
-    consumers = tuple(_anew(c) if c.name in outcome.blind else c for c in rotation.consumers)
+    # in batches, as the first time: the new secret works, and nothing is wrong with any of them
+    consumers = tuple(replace(_anew(c), in_turn=False) if c.name in outcome.blind else c for c in rotation.consumers)
     return _to(replace(rotation, consumers=consumers, reconfirmed_at=now), Step.RESTART, now)
 
 
@@ -628,7 +682,7 @@ def _cleaned(rotation: Rotation, now: datetime) -> Rotation:
     return _to(rotation, Step.PREFLIGHT if rotation.new_identity is None else Step.FINISH, now)
 
 
-def _finished(rotation: Rotation, outcome: FinishDone, now: datetime) -> Rotation:
+def _finished(rotation: Rotation, outcome: FinishDone, now: datetime, limits: Limits) -> Rotation:
     if outcome.orphans:
         # a list may go on showing a deleted key for a while
         cleaning = _to(_with_orphans(rotation, tuple(outcome.orphans)), Step.CLEAN, now)
@@ -637,4 +691,8 @@ def _finished(rotation: Rotation, outcome: FinishDone, now: datetime) -> Rotatio
         return _rolled_back(rotation, now)
     if outcome.issued_elsewhere:
         return _end(rotation, Result.FAILED, now, Reason.ISSUED_ELSEWHERE)
+    if outcome.old_alive:
+        if not _waited(rotation, now, limits):
+            return replace(rotation, not_before=now + _RETRY)  # the platform is not that fast
+        return _end(rotation, Result.SUCCEEDED, now, Reason.OLD_SECRET_ALIVE)
     return _end(rotation, Result.SUCCEEDED, now, None if rotation.plausible else Reason.EXPIRY_IMPLAUSIBLE)

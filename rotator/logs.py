@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 from collections.abc import Mapping, MutableMapping
+from types import TracebackType
 from typing import Any, TextIO
 
 import structlog
@@ -18,7 +20,7 @@ from rotator.model import RequestDone, RotationEvent, Secret
 from rotator.reasons import ADVICE
 
 STARS = "**********"
-_SENSITIVE = re.compile(r"(?i)(pass(word|wd)?|secret(_id)?|token|authorization|api[-_]?key$|credential|private)")
+_SENSITIVE = re.compile(r"(?i)(pass(word|wd)?|secret(_id)?|token|authorization|api[-_]?key$|credential|private|cookie)")
 # Things that are secret wherever they stand: JWTs, bearer headers, Vault tokens, and key=value pairs of those names.
 _LOOKS_SECRET = re.compile(
     r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]*)?"
@@ -27,7 +29,11 @@ _LOOKS_SECRET = re.compile(
 )
 # `password=…`, `"token": "…"`, `?api_key=…` inside a text: the name stays, the value goes.
 _NAMED = re.compile(
-    r"""(?i)((?:pass(?:word|wd)?|secret(?:_id)?|token|authorization|api[-_]?key)["']?\s*[=:]\s*["']?)([^\s"'&,}]+)"""
+    r"""(?i)((?:pass(?:word|wd)?|secret(?:_id)?|token|authorization|cookie|api[-_]?key)["']?\s*[=:]\s*["']?)([^\s"'&,}]+)"""
+)
+# `(b'Set-Cookie', b'…')`: how httpcore shows an answer's headers, once somebody sets its logger to DEBUG.
+_HEADER = re.compile(
+    r"""(?i)(["'][\w-]*(?:cookie|token|authorization|secret|password|api[-_]?key)[\w-]*["'],\s*b?["'])((?:[^"'\\]|\\.)+)"""
 )
 _QUIET = ("sealed_secrets", "secret_refused", "secret_waiting")
 
@@ -64,7 +70,7 @@ def configure(*, stream: TextIO | None = None, level: str = "INFO", json_lines: 
     root.setLevel(level)
     # "maximum number of running instances reached" is how a job looks whose peer is slow; that is told elsewhere
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
-    for chatty in ("httpx", "httpcore", "alembic", "urllib3", "uvicorn.error", "uvicorn.access"):
+    for chatty in ("httpx", "httpcore", "httpx2", "httpcore2", "alembic", "urllib3", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -72,6 +78,21 @@ def configure(*, stream: TextIO | None = None, level: str = "INFO", json_lines: 
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def log_uncaught() -> None:
+    """Have exceptions that nobody catches, in any thread, logged as all others are; Python would print them as is."""
+
+    def uncaught(kind: type[BaseException], exc: BaseException | None, trace: TracebackType | None) -> None:
+        if issubclass(kind, SystemExit):
+            return  # a thread's own way to end
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, exc or kind(), trace)
+            return
+        structlog.get_logger("rotator").critical("uncaught", exc_info=(kind, exc or kind(), trace))
+
+    sys.excepthook = uncaught
+    threading.excepthook = lambda args: uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
 
 def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -90,7 +111,7 @@ def _is_sensitive(name: str, value: object) -> bool:
 def _clean(value: object) -> object:
     match value:
         case str():
-            return _NAMED.sub(rf"\1{STARS}", _LOOKS_SECRET.sub(STARS, value))
+            return _HEADER.sub(rf"\1{STARS}", _NAMED.sub(rf"\1{STARS}", _LOOKS_SECRET.sub(STARS, value)))
         case Secret():
             return STARS
         case bytes() | bytearray():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from rotator.reasons import Reason
 
@@ -238,13 +238,15 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSecret:
-    """One version of a KV v2 secret. `data` is None where the current version is deleted or destroyed.
+    """One version of a KV v2 secret. `data` is None where the version is deleted (or `destroyed`, for good).
 
-    `version` is what the next write's `cas` must be; 0 means that nothing was ever written.
+    `version` is what the next write's `cas` must be; 0 means that nothing was ever written. What others keep beside
+    our fields may be of any JSON type.
     """
 
     version: int
-    data: Mapping[str, str] | None = field(repr=False)
+    data: Mapping[str, Any] | None = field(repr=False)
+    destroyed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +292,18 @@ class ProbeResult:
 
     verdict: Verdict
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a consumer is restarted for: this key's secret is now this version of Vault's; never the secret itself.
+
+    `id` is the same for each repetition of the same restart, and differs between two restarts.
+    """
+
+    key: str
+    version: int
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

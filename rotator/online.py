@@ -19,6 +19,7 @@ from rotator.reasons import Reason
 from rotator.sealing import prove, transit
 from rotator.settings import Settings, TransitSeal
 from rotator.steps import find
+from rotator.stores.vault_wrapped import StillWrapped
 from rotator.verify import MqttProber
 
 
@@ -41,9 +42,8 @@ def _checks(settings: Settings, parts: Parts) -> Iterator[dict[str, Any]]:
             yield _selected(name, selection, listed[selection.provider])
     for key in parts.keys.values():
         if key.provider.name in listed:
-            yield _listed(key, listed[key.provider.name])
-        check = partial(parts.store.preflight, key.path)
-        yield _tried(f"key {key.name}: Vault path {key.path}", check, "may be read and written")
+            yield _listed(key, listed[key.provider.name], parts)
+        yield _vault_path(key, parts)
         yield _broker(key, parts)
         for link in key.consumers:
             if link.open_watch is not None and link.early:
@@ -63,7 +63,7 @@ def _watch(key: ManagedKey, link: ConsumerLink) -> None:
     """Raise when the account that reads the evidence can't read it."""
     if link.open_watch is None:
         return
-    watch = link.open_watch(key.provider.identity(key.id), None)
+    watch = link.open_watch(key.provider.identity(key.id), None, None)
     try:
         if why := watch.healthy():
             raise Permanent(why, reason=Reason.CONSUMER_NOT_CONFIRMED)
@@ -75,16 +75,44 @@ def _look(provider: Provider, listed: dict[str, Sequence[UpstreamKey]]) -> None:
     listed[provider.name] = provider.list_keys()
 
 
-def _tried(what: str, check: Callable[[], None], well: str = "login accepted, keys listed") -> dict[str, Any]:
+def _vault_path(key: ManagedKey, parts: Parts) -> dict[str, Any]:
+    """What preflight looks at, and what the policy lacks beyond that, with the lines that add it."""
+    what = f"key {key.name}: Vault path {key.path}"
+    try:
+        parts.store.preflight(key.path, lasting=key.longest, versions=key.versions_needed)
+        survey = parts.store.survey(key.path)
+    except StillWrapped as exc:
+        return _not_tried(what, exc)
+    except RotatorError as exc:
+        return {"what": what, "ok": False, "detail": f"{exc.message}. {exc.advice}", "reason": exc.reason.value}
+    notes = [*survey.notes, *(str(each) for each in survey.missing)]
+    if survey.policy_lines:
+        notes.append(f"add: {survey.policy_lines}")
+    return {"what": what, "ok": True, "detail": "; ".join(["may be read and written", *notes]), "reason": None}
+
+
+def _tried(what: str, check: Callable[[], object], well: str = "login accepted, keys listed") -> dict[str, Any]:
     try:
         check()
+    except StillWrapped as exc:
+        return _not_tried(what, exc)
     except RotatorError as exc:
         return {"what": what, "ok": False, "detail": f"{exc.message}. {exc.advice}", "reason": exc.reason.value}
     return {"what": what, "ok": True, "detail": well, "reason": None}
 
 
-def _listed(key: ManagedKey, listed: Sequence[UpstreamKey]) -> dict[str, Any]:
-    upstream = find(listed, key.id)
+def _not_tried(what: str, why: StillWrapped) -> dict[str, Any]:
+    """Well, as far as can be seen: only the daemon may use the wrapping token up."""
+    return {"what": what, "ok": True, "detail": f"not tried: {why.message}", "reason": None}
+
+
+def _listed(key: ManagedKey, listed: Sequence[UpstreamKey], parts: Parts) -> dict[str, Any]:
+    try:
+        current = key.id_of(parts.store.read(key.path).data) or key.id
+    except RotatorError:
+        current = key.id
+    # a key that was replaced has another id than the configuration's, which is its first
+    upstream = find(listed, current) or find(listed, key.id)
     what = f"key {key.name}: at {key.provider.name}"
     if upstream is None:
         return {"what": what, "ok": False, "detail": f"the id {key.id} is not listed", "reason": "key_unknown"}
@@ -107,10 +135,13 @@ def _broker(key: ManagedKey, parts: Parts) -> dict[str, Any]:
     if not key.provable:
         return {"what": what, "ok": True, "detail": "no `verify`: new secrets will not be probed", "reason": None}
     try:
-        held = key.secret_of(parts.store.read(key.path).data)
+        data = parts.store.read(key.path).data
     except RotatorError:
-        held = None
-    result = key.proof(MqttProber(), key.provider.identity(key.id), held or Secret(""))
+        data = None
+    held = key.secret_of(data)
+    # a key that is replaced is another one by now than the configuration's; Vault says which
+    identity = key.identity_in(data, key.provider.identity(key.id))
+    result = key.proof(MqttProber(), identity, held or Secret(""))
     if held is None:
         reached = result.verdict is not Verdict.UNREACHABLE
         words = "reachable; Vault holds no secret to try" if reached else result.detail

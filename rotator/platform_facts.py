@@ -36,6 +36,11 @@ class PlatformFacts:
         except RotatorError as exc:
             log.warning("platform_facts", provider=provider.name, reason=exc.reason.value, error=exc.message)
 
+    def note(self, name: str, credentials: Sequence[Credential]) -> None:
+        """What somebody who is no platform, such as the store, hangs on."""
+        with self._lock:
+            self._credentials[name] = tuple(credentials)
+
     @property
     def credentials(self) -> Mapping[str, Sequence[Credential]]:
         """By provider."""

@@ -14,6 +14,7 @@ from rotator.model import (
     Credential,
     Identity,
     Issued,
+    Order,
     ProbeResult,
     ProbeTarget,
     Quota,
@@ -29,6 +30,7 @@ from rotator.model import (
 
 OnRequest = Callable[[RequestDone], None]
 Reveal = Callable[[], str]  # reads a secret reference when it is needed
+Judge = Callable[[StoredSecret], None]  # raises Conflict where this version must not be written over
 
 
 class Clock(Protocol):
@@ -300,8 +302,16 @@ class Store(Protocol):
         """Raise a RotatorError when the store can't serve now: unreachable, sealed, login refused."""
         ...
 
-    def preflight(self, path: str) -> None:
-        """Raise when this path could not be read and written now (reachability, token life, capabilities)."""
+    def preflight(self, path: str, *, lasting: timedelta = timedelta(0), versions: int = 1) -> StoredSecret:
+        """Raise when this path could not be read and written now; else what it holds. Changes nothing.
+
+        Args:
+            lasting: for how long the login must be good.
+            versions: how many versions must be kept, so that the way back is not pushed out by what is written.
+
+        Raises: Transient; Permanent VAULT_AUTH, VAULT_DENIED (with the policy lines to add), VAULT_PATH_INVALID,
+            VAULT_VERSIONS.
+        """
         ...
 
     def read(self, path: str, version: int | None = None) -> StoredSecret:
@@ -312,7 +322,7 @@ class Store(Protocol):
         """
         ...
 
-    def put(self, path: str, fields: Mapping[str, str], *, expected: Mapping[str, str | None] | None = None) -> int:
+    def put(self, path: str, fields: Mapping[str, str], *, judge: Judge | None = None, known: int | None = None) -> int:
         """Make `fields` current at `path`, keep all other fields, and return the version that holds them.
 
         Reads, merges, writes with `cas`; on a mismatch reads again. A current version that holds `fields` already
@@ -321,10 +331,23 @@ class Store(Protocol):
         Args:
             path: the secret's path below the mount.
             fields: field name → value, written as one version.
-            expected: what our own fields held when we last looked (None: absent). Where they now hold neither this
-                nor `fields`, somebody else wrote ours.
+            judge: is shown each version before it is written over, and raises Conflict where that must not be.
+            known: a version with no fields but ours that may be written over; as long as it is the current one, it is
+                not read before.
 
-        Raises: Conflict, Transient, Permanent.
+        Raises: Conflict (the judge's); Transient, with VAULT_CONFLICT where the path never rests; Permanent.
+        """
+        ...
+
+    def undelete(self, path: str, version: int) -> None:
+        """Take a version's deletion back. Raises: Transient, Permanent."""
+        ...
+
+    def annotate(self, path: str, facts: Mapping[str, str]) -> None:
+        """Lay `facts` over the path's `custom_metadata`, for people; nothing happens where the server knows no such
+        thing or the policy does not allow it. An empty fact takes its name away.
+
+        Raises: Transient, Permanent.
         """
         ...
 
@@ -358,8 +381,10 @@ class Consumer(Protocol):
         """Raise when a restart could not work (no such unit, no such program). Changes nothing."""
         ...
 
-    def restart(self) -> Ticket:
+    def restart(self, order: Order) -> Ticket:
         """Restart it and wait until the restart went through.
+
+        Where nothing of it runs (no replicas), the ticket's mark `replicas` is 0: it proves nothing then.
 
         Raises: Transient, Permanent.
         """
@@ -367,6 +392,28 @@ class Consumer(Protocol):
 
     def check(self, ticket: Ticket) -> None:
         """Raise when what `ticket` restarted did not stay up. Changes nothing."""
+        ...
+
+
+class Delivery(Protocol):
+    """A consumer's own way to the secret: External Secrets, a file that an agent writes."""
+
+    def preflight(self) -> None:
+        """Raise when it could not be waited for (no such object, no right to look). Changes nothing."""
+        ...
+
+    def ask(self, order: Order) -> None:
+        """Ask for the new version to be fetched now, where that can be asked. May be repeated.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+    def arrived(self, order: Order, secret: Secret, since: datetime) -> bool:
+        """Whether the consumer, restarted now, would find `secret`; `since` is when Vault got it.
+
+        Raises: Transient, Permanent.
+        """
         ...
 
 

@@ -33,6 +33,7 @@ from rotator.managed import ManagedKey
 from rotator.model import MARKER, Identity, Issued, Secret, UpstreamKey
 from rotator.policy import Policy
 from rotator.ports import Deactivating, Deleting, Provider, Provisioning, Store
+from rotator.promoting import only_over
 from rotator.reasons import Reason
 from rotator.rotation import Limits
 from rotator.timestamps import parse_timestamp
@@ -247,7 +248,7 @@ def _put(wanted: Wanted, provider: Provider, store: Store, issued: Issued) -> in
         fields=wanted.fields,
     )
     fields = key.rendered(issued.identity, issued.secret, expires_at=issued.expires_at)
-    return store.put(wanted.path, fields, expected=dict.fromkeys(fields))
+    return store.put(wanted.path, fields, judge=only_over(wanted.path, {}, fields))
 
 
 @contextmanager

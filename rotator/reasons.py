@@ -55,13 +55,18 @@ class Reason(StrEnum):
     VAULT_UNREACHABLE = "vault_unreachable"
     VAULT_SEALED = "vault_sealed"
     VAULT_AUTH = "vault_auth"
+    VAULT_WRAPPING_TOKEN_USED = "vault_wrapping_token_used"
     VAULT_DENIED = "vault_denied"
     VAULT_RATE_LIMITED = "vault_rate_limited"
     VAULT_UNAVAILABLE = "vault_unavailable"
     VAULT_CONFLICT = "vault_conflict"
     VAULT_PATH_INVALID = "vault_path_invalid"
     VAULT_TRANSIT = "vault_transit"
+    VAULT_VERSIONS = "vault_versions"
     VAULT_DRIFT = "vault_drift"
+    VAULT_DELETED = "vault_deleted"
+    VAULT_DESTROYED = "vault_destroyed"
+    VAULT_OVERWRITTEN = "vault_overwritten"
     # the broker
     SECRET_REFUSED = "secret_refused"
     SUBSCRIPTION_REFUSED = "subscription_refused"
@@ -74,6 +79,9 @@ class Reason(StrEnum):
     CONSUMER_CRASHED = "consumer_crashed"
     CONSUMER_NOT_CONFIRMED = "consumer_not_confirmed"
     EVIDENCE_LOST = "evidence_lost"
+    DELIVERY_LATE = "delivery_late"
+    RESTART_MISSED = "restart_missed"
+    OLD_SECRET_ALIVE = "old_secret_alive"
     ROLLBACK_REQUESTED = "rollback_requested"
     ROLLBACK_FAILED = "rollback_failed"
     ROLLBACK_IMPOSSIBLE = "rollback_impossible"
@@ -138,6 +146,7 @@ ADVICE: dict[Reason, str] = {
     Reason.VAULT_UNREACHABLE: "Check the network, DNS and TLS between this host and `vault.url`. A waiting secret stays sealed in the journal.",
     Reason.VAULT_SEALED: "Unseal Vault. A waiting secret stays sealed in the journal and is written within seconds of the unseal.",
     Reason.VAULT_AUTH: "Check `vault.auth`: the login was refused.",
+    Reason.VAULT_WRAPPING_TOKEN_USED: "Somebody may hold the daemon's secret id: the wrapping token was used before us, expired, or is another than yours. Destroy that secret id (`vault write auth/approle/role/ROLE/secret-id-accessor/destroy`), make another one, wrapped, and find out who used it (Vault's audit log).",
     Reason.VAULT_DENIED: "Add the missing capability to the daemon's policy (deploy/vault/rotator-policy.hcl).",
     Reason.VAULT_RATE_LIMITED: "Raise Vault's rate limit quota for this client.",
     Reason.VAULT_UNAVAILABLE: "Look at Vault's own log; the call is tried again.",
@@ -147,17 +156,24 @@ ADVICE: dict[Reason, str] = {
     ),
     Reason.VAULT_PATH_INVALID: "Check `vault.mount` and `keys.KEY.vault.path`: no KV version 2 engine answers there.",
     Reason.VAULT_TRANSIT: "Check `state.seal`: no transit engine with this key answers there, or its policy refuses; `vault write -f MOUNT/keys/KEY` makes the key.",
-    Reason.VAULT_DRIFT: "Vault no longer holds what this daemon left there: compare versions, then `rotator rotate KEY`.",
+    Reason.VAULT_VERSIONS: "The previous version would be gone when it is needed for the way back: raise `max_versions` of this secret (`vault kv metadata put -max-versions=10 PATH`), or look at its `delete_version_after`.",
+    Reason.VAULT_DRIFT: "Vault is behind what this daemon left there (brought back from a backup?): compare versions, then `rotator rotate KEY`, or set `on_drift: restore`.",
+    Reason.VAULT_DELETED: "Somebody deleted the current version: `vault kv undelete`, or set `on_drift: restore`; `rotator rotate KEY` makes a new secret.",
+    Reason.VAULT_DESTROYED: "The current version is gone for good: `rotator rotate KEY` makes a new secret.",
+    Reason.VAULT_OVERWRITTEN: "Somebody else changed our fields in Vault: compare versions with `vault kv get -version`, then `rotator rotate KEY`, or set `on_drift: restore`.",
     Reason.SECRET_REFUSED: "The broker refuses the secret: check `verify` (host, port, username template) and the key at the provider.",
     Reason.SUBSCRIPTION_REFUSED: "The broker let the key in but refused the filter: check `verify.subscribe` and the key's role and integration.",
     Reason.BROKER_UNREACHABLE: "Check `verify.host`, `verify.port` and TLS; nothing is rolled back because of this.",
-    Reason.CONSUMER_MISSING: "Check the consumer's `unit` or `argv`: it does not exist on this host.",
-    Reason.CONSUMER_FORBIDDEN: "Allow the daemon's user to restart it (deploy/systemd/ has the polkit rule).",
-    Reason.CONSUMER_RESTART_FAILED: "Look at the consumer's own log (`journalctl -u UNIT`).",
+    Reason.CONSUMER_MISSING: "Check the consumer's `unit`, `argv`, `url`, topic, namespace, workload or selector: it is not there.",
+    Reason.CONSUMER_FORBIDDEN: "Allow the daemon to restart it: deploy/systemd/ has the polkit rule; for Kubernetes bind the Role that the message holds; a broker or a webhook refused the login.",
+    Reason.CONSUMER_RESTART_FAILED: "Look at the consumer's own log (`journalctl -u UNIT`, `kubectl describe`).",
     Reason.CONSUMER_TIMEOUT: "The restart did not end in time: look at the consumer's log, or raise `timeout`.",
     Reason.CONSUMER_CRASHED: "The consumer started and died again: look at its own log. Once it runs on the current version, `rotator resume KEY` closes the case.",
     Reason.CONSUMER_NOT_CONFIRMED: "The consumer was restarted but nothing proves that it runs on the new secret: look at its log and at `confirm`. Once it runs on the current version, `rotator resume KEY` closes the case.",
     Reason.EVIDENCE_LOST: "Nothing: the daemon was away while the consumer restarted, so it restarts it again to see it connect.",
+    Reason.DELIVERY_LATE: "The new secret is in Vault, but not where the consumer reads it: look at its External Secret, or at the agent that writes its file. Nobody is restarted onto the old one.",
+    Reason.RESTART_MISSED: "Nothing: a consumer was not yet proven on the current version, and is restarted for it.",
+    Reason.OLD_SECRET_ALIVE: "The rotation went through, and the broker still lets the old secret in: revoke it at the platform by hand, and end its sessions.",
     Reason.ROLLBACK_REQUESTED: "Nothing: a person took this rotation back. `rotator resume KEY` when the key may be rotated again.",
     Reason.ROLLBACK_FAILED: "There is no way back, and neither key was retired: look at both keys at the provider and at the consumers, then `rotator resume KEY`.",
     Reason.ROLLBACK_IMPOSSIBLE: "Nothing can be taken back: the old secret is gone. `rotator rotate KEY --now` makes a new one.",
@@ -192,6 +208,11 @@ NEEDS_A_PERSON: frozenset[Reason] = frozenset(
         Reason.PROVIDER_QUOTA,
         Reason.NO_EXPIRY,
         Reason.ISSUED_ELSEWHERE,
+        Reason.VAULT_WRAPPING_TOKEN_USED,
         Reason.VAULT_DRIFT,
+        Reason.VAULT_DELETED,
+        Reason.VAULT_DESTROYED,
+        Reason.VAULT_OVERWRITTEN,
+        Reason.VAULT_VERSIONS,
     }
 )

@@ -15,9 +15,10 @@ from rotator.journal.sqlite import ERASE
 from rotator.keys import KeyRecord
 from rotator.managed import ManagedKey
 from rotator.model import VERDICT_REASONS, RotationEvent, Verdict
+from rotator.promoting import write
 from rotator.reasons import Reason
 from rotator.rotation import Rotation
-from rotator.steps import Steps, write
+from rotator.steps import Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ class Recovery:
             kind = Transient if verdict is Verdict.UNREACHABLE else Permanent
             raise kind(f"not written, the broker says {verdict.value}", reason=reason)
         fields = key.rendered(rotation.target, secret, expires_at=rotation.new_expires_at)
-        version, prints = write(world, key, replace(rotation, expected=None), fields)
+        version, prints = write(world, key, replace(rotation, expected=None), fields, secret)
         written = replace(rotation, sealed=False, vault_version=version, expected=prints)
         now = world.clock.now()
         event = RotationEvent(at=now, key=key.name, provider=key.provider.name, name="recovered", rotation=rotation.id)

@@ -13,8 +13,9 @@ from typing import cast
 from rotator.errors import Permanent, Transient, UnknownOutcome
 from rotator.keys import later
 from rotator.managed import ManagedKey
-from rotator.model import Step, Strategy
+from rotator.model import Step, Strategy, Verdict
 from rotator.ports import Evicting
+from rotator.promoting import write
 from rotator.reasons import Reason
 from rotator.rotation import (
     CleanDone,
@@ -29,7 +30,7 @@ from rotator.rotation import (
     Rotation,
     WayBackDone,
 )
-from rotator.steps import Steps, World, choosing, find, marked, replacing, stayed_up, write
+from rotator.steps import Steps, World, choosing, find, marked, replacing, stayed_up
 
 # How soon a clock that is off is looked at again.
 _SKEW_PAUSE = timedelta(seconds=30)
@@ -84,12 +85,18 @@ class Retiring:
             raise Transient(words, reason=Reason.CLOCK_SKEW, retry_after=_SKEW_PAUSE)
 
     def _new_key_stands(self, key: ManagedKey, rotation: Rotation) -> None:
-        """Raise where the provider does not show the new key as usable."""
+        """Raise where the provider does not show the new key as usable, or Vault holds the old one's secret again."""
         new = find(key.provider.list_keys(), rotation.target.id)
         if new is None:
             raise Permanent(f"{key.provider.name} does not list {rotation.target.id}", reason=Reason.KEY_UNKNOWN)
         if new.problem is not None:
             raise Permanent(f"{key.provider.name}: {rotation.target.id}: {new.problem.value}", reason=new.problem)
+        held = key.ours(self._world.store.read(key.path).data)
+        if rotation.base_print is not None and self._world.fingerprints.of(held) == rotation.base_print:
+            words = (
+                f"Vault holds the old key's secret again at {key.path}: retiring it would leave consumers with nothing"
+            )
+            raise Permanent(words, reason=Reason.VAULT_OVERWRITTEN)
 
     def _reactivate(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         replacing(key).reactivate(rotation.identity)
@@ -122,7 +129,7 @@ class Retiring:
         held = self._steps.secrets.previous(key, rotation)
         if held is None:
             raise Permanent("Vault no longer holds the previous secret", reason=Reason.ROLLBACK_FAILED)
-        version, prints = write(self._world, key, rotation, held[1])
+        version, prints = write(self._world, key, rotation, held[1], held[0])
         return RevertDone(version=version, expected=prints)
 
     def _clean(self, key: ManagedKey, rotation: Rotation) -> Outcome:
@@ -140,7 +147,27 @@ class Retiring:
             cast("Evicting", key.provider).evict(rotation.target, rotation.promoted_at)
         listed = key.provider.list_keys()
         if rotation.strategy is Strategy.REPLACE:
-            return FinishDone(orphans=marked(listed, rotation))
+            orphans = marked(listed, rotation)
+            return FinishDone(orphans=orphans, old_alive=not orphans and self._old_alive(key, rotation))
         upstream = find(listed, rotation.target.id)
         theirs = upstream.issued_at if upstream is not None else None
-        return FinishDone(issued_elsewhere=later(theirs, rotation.new_issued_at))
+        elsewhere = later(theirs, rotation.new_issued_at)
+        return FinishDone(issued_elsewhere=elsewhere, old_alive=not elsewhere and self._old_alive(key, rotation))
+
+    def _old_alive(self, key: ManagedKey, rotation: Rotation) -> bool:
+        """The negative proof: does the broker still let the old secret in, now that it should be useless?
+
+        Raises: Transient BROKER_UNREACHABLE; the store's.
+        """
+        done = rotation.answers > 0 and rotation.rolling_back is None
+        dead = rotation.strategy is Strategy.REPLACE or key.limits.kills_old
+        if not (done and dead and key.provable):
+            return False
+        held = self._steps.secrets.previous(key, rotation)
+        if held is None or held[0] == self._steps.secrets.current(key, rotation):
+            return False
+        verdict = key.proof(self._world.prober, rotation.identity, held[0]).verdict
+        if verdict is Verdict.UNREACHABLE:
+            words = "the broker can't be asked whether the old secret is refused"
+            raise Transient(words, reason=Reason.BROKER_UNREACHABLE)
+        return verdict is not Verdict.REFUSED

@@ -20,7 +20,19 @@ from rotator.model import (
     Verdict,
     aware,
 )
+from rotator.policy import Window
 from rotator.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerPlan:
+    """How a consumer wants to be restarted. `follows`: it takes up a new secret by itself, and is never restarted."""
+
+    name: str
+    canary: bool = False
+    max_unavailable: int | None = None
+    windows: tuple[Window, ...] = ()
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +50,7 @@ class Limits:
     expires: bool = True
     kills_old: bool = True
     needs_current: bool = False
+    plans: tuple[ConsumerPlan, ...] = ()
     grace: timedelta | None = None
     deactivates: bool = True
 
@@ -52,6 +65,9 @@ class ConsumerProgress:
     seen_at: datetime | None = None
     confirmed_at: datetime | None = None
     vouched: bool = False  # a person has seen it (`rotator confirm`)
+    touched: bool = False  # its restart was begun: it may run on the new secret
+    in_turn: bool = False  # and is repeated until it is proven, before anybody else's turn
+    idle: bool = False  # nothing of it runs (no replicas), so that it proves nothing and is not waited for
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: see `frozen`
@@ -84,7 +100,9 @@ class Rotation:
     issued_before: datetime | None = None
     expired_before: datetime | None = None  # when the old secret dies by itself
     base_version: int | None = None
+    our_version: int | None = None  # that our last promote made, before this rotation
     base_print: str | None = None
+    base_alone: bool = False  # and it held no fields but ours, so that it may be written over without a look
     expected: str | None = None
     calling_since: datetime | None = None
     looked: int = 0
@@ -108,6 +126,7 @@ class Rotation:
     rolling_back: Reason | None = None
     reverted: bool = False  # Vault holds the previous data again, as a new version
     no_way_back: bool = False
+    restart_only: bool = False  # nothing is issued: consumers that missed a version are brought to it
     finished_at: datetime | None = None
     result: Result | None = None
     reason: Reason | None = None
@@ -178,6 +197,7 @@ class PreflightDone:
     expected: str | None
     expired_before: datetime | None = None
     base_version: int | None = None
+    base_alone: bool = False
     checks: Sequence[Check] = ()
 
 
@@ -228,6 +248,13 @@ class PromoteDone:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliverDone:
     """The consumers' own way to the secret has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliverLater:
+    """It does not have it yet; `detail` says whose."""
+
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +342,7 @@ class FinishDone:
 
     issued_elsewhere: bool = False
     orphans: Sequence[str] = ()
+    old_alive: bool = False  # the broker still lets the old secret in
 
 
 Outcome = (
@@ -326,6 +354,7 @@ Outcome = (
     | ProbeDone
     | PromoteDone
     | DeliverDone
+    | DeliverLater
     | RestartDone
     | ConfirmDone
     | SettleDone

@@ -13,26 +13,39 @@ from pydantic import Discriminator, Tag, ValidationError, ValidationInfo, field_
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rotator.config_base import Part, seconds
-from rotator.config_checks import SECRET_POSITIONS, check_ca_files, check_references, check_secrets, check_shared
-from rotator.config_faults import add_faults
-from rotator.config_file import PREFIX, Tree, overlay, read_files
-from rotator.config_keys import Discover, KeyEntries, Keys, KeyTemplate, Selection
-from rotator.config_models import (
-    AppRoleAuth,
+from rotator.config_checks import (
+    SECRET_POSITIONS,
+    check_ca_files,
+    check_references,
+    check_secrets,
+    check_shared,
+    check_wrapping,
+)
+from rotator.config_consumers import (
     BrokerEvidence,
     CommandConsumer,
     Confirm,
     Connection,
     ConsumerSettings,
     Delay,
+    ExternalSecretDeliver,
+    FileDeliver,
     HeartbeatEvidence,
+    HttpEvidence,
+    KubernetesConsumer,
+    MqttConsumer,
+    NoneConsumer,
+    SystemdConsumer,
+    WebhookConsumer,
+)
+from rotator.config_faults import add_faults
+from rotator.config_file import PREFIX, Tree, overlay, read_files
+from rotator.config_keys import Discover, KeyEntries, Keys, KeyTemplate, Selection
+from rotator.config_models import (
     KeyCommon,
     KeySettings,
     ProviderSettings,
     Rotate,
-    SystemdConsumer,
-    TokenAuth,
-    Vault,
     VaultTarget,
     Verify,
     Window,
@@ -51,6 +64,8 @@ from rotator.config_types import (
     split_address,
     tag_of,
 )
+from rotator.config_vault import AppRoleAuth, CertAuth, JwtAuth, KubernetesAuth, TokenAuth, Vault
+from rotator.config_windows import outside
 from rotator.durations import Share
 from rotator.errors import ConfigError
 from rotator.secret_refs import SecretRef
@@ -58,6 +73,7 @@ from rotator.secret_refs import SecretRef
 __all__ = [
     "AppRoleAuth",
     "BrokerEvidence",
+    "CertAuth",
     "CommandConsumer",
     "Confirm",
     "Connection",
@@ -65,12 +81,20 @@ __all__ = [
     "Defaults",
     "Delay",
     "Discover",
+    "ExternalSecretDeliver",
+    "FileDeliver",
     "FileSeal",
     "HeartbeatEvidence",
     "Http",
+    "HttpEvidence",
+    "JwtAuth",
     "KeySettings",
     "KeyTemplate",
     "Keys",
+    "KubernetesAuth",
+    "KubernetesConsumer",
+    "MqttConsumer",
+    "NoneConsumer",
     "ProviderSettings",
     "Rotate",
     "Selection",
@@ -82,6 +106,7 @@ __all__ = [
     "Vault",
     "VaultTarget",
     "Verify",
+    "WebhookConsumer",
     "Window",
     "json_schema",
     "load",
@@ -221,6 +246,11 @@ class Settings(BaseSettings):
         """The entries of `keys` that stand for keys which the platform's list names."""
         return self.keys.selections
 
+    def serves_several(self, consumer: str) -> bool:
+        """Whether a consumer is that of more than one key, or may be: a selection stands for any number."""
+        chosen = any(consumer in each.discover.template.consumers for each in self.selections.values())
+        return chosen or sum(consumer in key.consumers for key in self.keys.values()) > 1
+
     def selection_of(self, provider: str, listed_as: str) -> Selection | None:
         """The first selection that a key of this provider with this name there belongs to."""
         fitting = (each for each in self.selections.values() if each.provider == provider)
@@ -257,6 +287,9 @@ def load(path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Set
             check_secrets(tree, environ)
             check_ca_files(tree)
         check_shared(tree)
+        check_wrapping(tree)
+        if settings is not None:
+            _check_windows(tree, settings)
     if tree.faults or settings is None:
         # Raised outside the `except`: pydantic's exception must not be chained, since it keeps the input.
         raise ConfigError(tree.sorted_faults())
@@ -272,28 +305,49 @@ def json_schema() -> dict[str, Any]:
 def notices(settings: Settings) -> list[str]:
     """What was set but has no effect in this version, or none on such keys."""
     found = []
-    if settings.on_drift == "restore":
-        found.append("on_drift: restore has no effect in this version; drift is reported, as with `alert`")
     seal = settings.state.seal
     if isinstance(seal, FileSeal) and _beside(Path(seal.path), settings.state.path):
         found.append(
             f"the seal key {seal.path} lies beside the journal: whoever copies the folder has both; keep it elsewhere"
         )
     for name, consumer in settings.consumers.items():
-        found += [
-            f"consumers.{name}.{option} has no effect in this version: all consumers of a key restart at once"
-            for option in ("canary", "max_unavailable", "windows")
-            if getattr(consumer, option)
-        ]
+        if isinstance(consumer, MqttConsumer) and consumer.ack is not None and settings.serves_several(name):
+            found.append(f"consumers.{name} serves several keys: an ack counts only where it names its key as `key`")
     for name, key in settings.keys.items():
-        if getattr(key, "pair", None) is not None:
-            found.append(f"keys.{name}.pair has no effect in this version")
-        provider = settings.providers.get(key.provider)
-        if key.grace is not None and provider is not None and provider.kind in ALWAYS_IN_PLACE:
+        if not _always_in_place(settings, key):
+            continue
+        if key.grace is not None:
             found.append(
                 f"keys.{name}.grace has no effect on keys that keep their identity: the old secret is dead at once"
             )
+        found += [
+            f"consumers.{consumer}.{option} has no effect for keys.{name}, which keeps its identity: all its consumers"
+            " restart at once"
+            for consumer in key.consumers
+            for option in ("canary", "max_unavailable")
+            if getattr(settings.consumers[consumer], option)
+        ]
     return found
+
+
+def _always_in_place(settings: Settings, key: KeySettings) -> bool:
+    provider = settings.providers.get(key.provider)
+    return provider is not None and provider.kind in ALWAYS_IN_PLACE
+
+
+def _check_windows(tree: Tree, settings: Settings) -> None:
+    """A key that takes its consumers down is rotated only while all of them may be restarted."""
+    for name, key in settings.keys.items():
+        for consumer in key.consumers if _always_in_place(settings, key) else ():
+            if consumer not in settings.consumers:
+                continue
+            at = outside(key.rotate.windows, settings.consumers[consumer].windows)
+            if at is not None:
+                where = ("keys", name, "rotate", "windows") if key.rotate.windows else ("keys", name)
+                theirs = f"consumers.{consumer}.windows"
+                text = f"keys.{name} takes {consumer} down when it is rotated, and may be outside {theirs}"
+                hint = f"such as at {at:%A %H:%M} UTC: give the key windows that lie inside"
+                tree.fault(tree.place(where), text, hint)
 
 
 def _beside(key: Path, journal: Path) -> bool:

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import cast
 
+import structlog
+
+from rotator.batches import pending, turn_of
 from rotator.claims import ClockSkew
-from rotator.errors import Conflict, Permanent, RotatorError, Stopping, Transient, UnknownOutcome
+from rotator.errors import Permanent, RotatorError, Stopping, Transient, UnknownOutcome
 from rotator.evidence import Evidence
 from rotator.journal.seal import Fingerprints, Seal
 from rotator.journal.sqlite import SqliteJournal
 from rotator.managed import ConsumerLink, ManagedKey
-from rotator.model import Check, Secret, Step, Strategy, Ticket, UpstreamKey, Verdict
+from rotator.model import Check, Order, Secret, Step, Strategy, Ticket, UpstreamKey, Verdict
 from rotator.ports import Choosing, Clock, InPlace, Prober, Replacing, Store
+from rotator.promoting import write
 from rotator.reasons import Reason
 from rotator.rotation import (
     DeliverDone,
+    DeliverLater,
     Failed,
     LookDone,
     Outcome,
@@ -107,6 +113,12 @@ class Secrets:
 
         Raises: Permanent ROLLBACK_FAILED where the old one is gone.
         """
+        if rotation.restart_only:
+            stored = self._world.store.read(key.path)
+            secret = key.secret_of(stored.data)
+            if secret is None:
+                raise Permanent(f"Vault holds no secret at {key.path}", reason=Reason.NO_SECRET)
+            return secret
         if rotation.rolling_back is None:
             return self.new(rotation)
         held = self.previous(key, rotation)
@@ -130,7 +142,7 @@ class Steps:
             Step.LOOK: self._look,
             Step.PROBE: self._probe,
             Step.PROMOTE: self._promote,
-            Step.DELIVER: lambda _key, _rotation: DeliverDone(),
+            Step.DELIVER: self._deliver,
             Step.RESTART: self._restart,
             Step.CONFIRM: self.evidence.confirm,
             Step.SETTLE: self._settle,
@@ -158,13 +170,15 @@ class Steps:
                 if upstream.problem is not None:
                     raise Permanent(f"{key.provider.name}: {upstream.problem.value}", reason=upstream.problem)
             with checks.passed("Vault is unsealed, and the token may write for long enough"):
-                world.store.preflight(key.path)
+                stored = world.store.preflight(key.path, lasting=key.longest, versions=key.versions_needed)
             with checks.passed("Vault's current version is known"):
-                stored = world.store.read(key.path)
                 ours = world.fingerprints.of(key.ours(stored.data))
             for link in key.consumers:
                 with checks.passed(f"{link.consumer.name} can be restarted"):
                     link.consumer.preflight()
+                if link.delivery is not None:
+                    with checks.passed(f"{link.consumer.name}'s own way to the secret is there"):
+                        link.delivery.preflight()
             for link in key.consumers:
                 if link.early and rotation.strategy is not Strategy.REPLACE:
                     with checks.passed(f"{link.consumer.name} can be seen at its broker"):
@@ -178,6 +192,7 @@ class Steps:
             expired_before=upstream.expires_at,
             expected=ours,
             base_version=stored.version,
+            base_alone=not (stored.data or {}).keys() - key.fields.keys(),
             checks=checks.found,
         )
 
@@ -216,31 +231,71 @@ class Steps:
     def _promote(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         """Write the new fields by `cas`, unless somebody else changed ours since preflight (rule 3)."""
         secret = self.secrets.new(rotation)
+        for link in key.consumers:
+            if self._follows(key, link) and not link.versioned:
+                self.evidence.watch(key, rotation, link, lambda: secret)  # it may connect before anybody else's turn
         fields = key.rendered(rotation.target, secret, expires_at=rotation.new_expires_at)
-        version, prints = write(self._world, key, rotation, fields)
+        version, prints = write(self._world, key, rotation, fields, secret)
         return PromoteDone(version=version, expected=prints)
 
+    def _deliver(self, key: ManagedKey, rotation: Rotation) -> Outcome:
+        """Wait until each consumer's own way to the secret has the new one: nobody is restarted onto the old one."""
+        if rotation.restart_only:
+            self._still_ours(key, rotation)
+        concerned = {c.name for c in pending(rotation, key.limits.plans)}
+        links = [link for link in key.consumers if link.consumer.name in concerned and link.delivery is not None]
+        if not links:
+            return DeliverDone()
+        secret, order = self.secrets.current(key, rotation), _order(rotation)
+        since = rotation.promoted_at or rotation.started_at
+        late = []
+        for link in links:
+            assert link.delivery is not None  # the others were left out
+            link.delivery.ask(order)
+            if not link.delivery.arrived(order, secret, since):
+                late.append(link)
+        if not late:
+            return DeliverDone()
+        words = "not yet where it is read by " + ", ".join(link.consumer.name for link in late)
+        waited = self._world.clock.now() - (rotation.step_since or since)
+        if any(waited >= link.deliver_timeout for link in late):
+            return Failed(reason=Reason.DELIVERY_LATE, detail=words)
+        return DeliverLater(detail=words)
+
+    def _still_ours(self, key: ManagedKey, rotation: Rotation) -> None:
+        """Raise where Vault holds something else than we left there: nobody is restarted onto what is not ours."""
+        record = self._world.journal.key(key.name)
+        if record is None or record.fields != tuple(sorted(key.fields)):
+            return  # the configuration names other fields now, so that the fingerprint tells nothing
+        if self._world.fingerprints.of(key.ours(self._world.store.read(key.path).data)) != rotation.expected:
+            raise Permanent(f"{key.path} does not hold what we left there", reason=Reason.VAULT_OVERWRITTEN)
+
     def _restart(self, key: ManagedKey, rotation: Rotation) -> Outcome:
-        """Restart all consumers at once: in place they are down from the answer on."""
-        links = {link.consumer.name: link for link in key.consumers}
-        todo = [links[c.name] for c in rotation.consumers if c.restarted_at is None and c.name in links]
+        """Restart those whose turn it is, at once."""
+        links, turn = {link.consumer.name: link for link in key.consumers}, turn_of(rotation, key.limits.plans)
+        todo, order = [links[name] for name in turn if name in links], _order(rotation)
         if not todo:
             return RestartDone(tickets=())
         for link in todo:
-            self.evidence.watch(key, rotation, link, lambda: self.secrets.current(key, rotation))
+            self.evidence.watch(key, rotation, link, lambda: self.secrets.current(key, rotation), order)
         if len(todo) == 1:
-            results = [self._restart_one(todo[0])]
+            results = [self._restart_one(todo[0], order)]
         else:
             with ThreadPoolExecutor(max_workers=len(todo), thread_name_prefix=f"restart-{key.name}") as pool:
-                results = list(pool.map(self._restart_one, todo))
+                results = list(pool.map(partial(self._restart_one, order=order), todo))
+        if rotation.promoted_at is not None:
+            results = [
+                _from(rotation.promoted_at, r) if self._follows(key, o) else r
+                for o, r in zip(todo, results, strict=True)
+            ]
         tickets = [result for result in results if isinstance(result, Ticket)]
         errors = [result for result in results if not isinstance(result, Ticket)]
         return RestartDone(tickets=tickets, failed=failure(errors[0]) if errors else None)
 
-    def _restart_one(self, link: ConsumerLink) -> Ticket | RotatorError:
+    def _restart_one(self, link: ConsumerLink, order: Order) -> Ticket | RotatorError:
         began = self._world.clock.now()
         try:
-            ticket = link.consumer.restart()
+            ticket = link.consumer.restart(order)
             # A fast consumer has connected before its restart is reported, so a connect counts from the beginning; a
             # heartbeat may still be the old process's until the end.
             return replace(ticket, restarted_at=self._world.clock.now() if link.periodic else began)
@@ -249,15 +304,41 @@ class Steps:
         except RotatorError as exc:
             return exc
 
+    @staticmethod
+    def _follows(key: ManagedKey, link: ConsumerLink) -> bool:
+        return any(plan.name == link.consumer.name and plan.follows for plan in key.limits.plans)
+
     def _settle(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         """Did the restarted consumers stay up?"""
         confirmed, crashed, failed = stayed_up(key, rotation)
+        if failed is None and not rotation.restart_only:
+            self._annotate(key, rotation)
         return SettleDone(confirmed=confirmed, crashed=crashed, failed=failed)
+
+    def _annotate(self, key: ManagedKey, rotation: Rotation) -> None:
+        """Leave beside the secret what it is, for people; a Vault that will not have it changes nothing."""
+        ends = rotation.new_expires_at if rotation.rolling_back is None else rotation.expired_before
+        facts = {
+            "key": key.name,
+            "provider": key.provider.name,
+            "id": rotation.target.id,
+            "expires_at": ends.isoformat() if ends is not None else "",
+            "rotated_at": rotation.promoted_at.isoformat() if rotation.promoted_at is not None else "",
+            "rotation": rotation.id,
+        }
+        if key.neighbours:
+            facts = {f"{key.name}.{name}": value for name, value in facts.items()}
+        try:
+            self._world.store.annotate(key.path, facts)
+        except RotatorError as exc:
+            log.info("custom_metadata_not_written", key=key.name, reason=exc.reason.value, error=exc.message)
 
     def _vouched(self, name: str) -> frozenset[str]:
         record = self._world.journal.key(name)
         return frozenset(record.vouched) if record is not None else frozenset()
 
+
+log = structlog.get_logger(__name__)
 
 # The shortest time between two looks at a platform that shows no sign of a call.
 LOOK_LEAST = timedelta(seconds=10)
@@ -300,18 +381,16 @@ def stayed_up(key: ManagedKey, rotation: Rotation) -> tuple[list[str], list[str]
     return confirmed, crashed, failed
 
 
-def write(world: World, key: ManagedKey, rotation: Rotation, fields: Mapping[str, str]) -> tuple[int, str]:
-    """Make `fields` current by `cas`; returns the version and the fingerprint of what our fields hold now.
+def _from(moment: datetime, result: Ticket | RotatorError) -> Ticket | RotatorError:
+    """Who takes up a secret by itself may have done so since `moment`."""
+    return replace(result, restarted_at=moment) if isinstance(result, Ticket) else result
 
-    Raises: Conflict where our fields are neither what the rotation left there nor `fields`; the store's.
-    """
-    ours = key.ours(world.store.read(key.path).data)
-    changed = rotation.expected is not None and world.fingerprints.of(ours) != rotation.expected
-    if changed and ours != fields and not world.on_conflict_take_over:
-        raise Conflict(f"somebody else changed our fields at {key.path}", reason=Reason.VAULT_CONFLICT)
-    expected = {name: value if isinstance(value := ours.get(name), str) else None for name in fields}
-    version = world.store.put(key.path, fields, expected=None if world.on_conflict_take_over else expected)
-    return version, world.fingerprints.of(fields)
+
+def _order(rotation: Rotation) -> Order:
+    """What consumers are told: the same when a crash has the same restart made twice."""
+    begun = rotation.step_since or rotation.started_at
+    id = f"{rotation.id}-{rotation.vault_version}-{begun.timestamp():.3f}-{rotation.attempts}"
+    return Order(key=rotation.key, version=rotation.vault_version or 0, id=id)
 
 
 def bound_to(rotation: Rotation) -> str:

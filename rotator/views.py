@@ -88,6 +88,7 @@ def rotation_view(rotation: Rotation) -> dict[str, Any]:
         "consumers": [
             {
                 "name": c.name,
+                "idle": c.idle,
                 "restarted_at": iso(c.restarted_at),
                 "seen_at": iso(c.seen_at),
                 "confirmed_at": iso(c.confirmed_at),

@@ -9,15 +9,25 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from rotator import drift
 from rotator.engine import Engine
-from rotator.errors import RotatorError
+from rotator.errors import RotatorError, Transient
 from rotator.frozen import replace
-from rotator.keys import KeyRecord, observed, resting, scheduled, unexpected
+from rotator.keys import ISSUE_IN_WINDOW, KeyRecord, observed, resting, scheduled, unexpected
 from rotator.lifecycle import backoff
 from rotator.managed import ManagedKey
-from rotator.model import VERDICT_REASONS, Identity, RotationEvent, Step, Strategy, UpstreamKey, Verdict
+from rotator.model import (
+    VERDICT_REASONS,
+    Identity,
+    RotationEvent,
+    Step,
+    StoredSecret,
+    Strategy,
+    UpstreamKey,
+    Verdict,
+)
 from rotator.platform_facts import PlatformFacts
-from rotator.ports import Provider
+from rotator.ports import Provider, Watched
 from rotator.reasons import Reason
 from rotator.steps import failure
 
@@ -25,6 +35,10 @@ log = structlog.get_logger(__name__)
 
 # A provider or a Vault that is down is asked again this soon, so that work goes on as soon as it is back.
 ASK_AGAIN_AT_MOST = timedelta(seconds=5)
+
+
+# A Vault that answers so to one read answers so to all: the others are not tried in this round.
+AWAY = frozenset({Reason.VAULT_UNREACHABLE, Reason.VAULT_SEALED, Reason.VAULT_UNAVAILABLE, Reason.VAULT_RATE_LIMITED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +64,7 @@ class Watcher:
         *,
         watch: timedelta,
         drift_interval: timedelta,
+        restore: bool = False,
         follow: Callable[[str, Sequence[UpstreamKey]], None] = lambda _provider, _listed: None,
     ) -> None:
         self._engine = engine
@@ -57,6 +72,7 @@ class Watcher:
         self._providers = dict(providers)
         self._watch = watch
         self._drift_interval = drift_interval
+        self._restore = restore  # `on_drift: restore`
         self._follow = follow  # told of each list before its keys are looked at: some may be new
         self._lock = threading.Lock()
         self._health: dict[str, Health] = dict.fromkeys([*providers, "vault"], _NOT_YET)
@@ -136,7 +152,7 @@ class Watcher:
         after = self._world.journal.save(key=key.name, change=change)
         if after is None:
             return
-        if not unexpected(after, now):
+        if not unexpected(after, now) and after.requested != ISSUE_IN_WINDOW:
             self._engine.stampede.expected(key.name)
         self._tell_changes(key, before, after)
 
@@ -153,11 +169,22 @@ class Watcher:
         """Renew the token in time, and notice a Vault that went away or came back."""
         if not self._is_time("vault"):
             return
+        store, alarm = self._world.store, None
         try:
-            self._world.store.ready()
-            self._token_ends = self._world.store.renew()
+            try:
+                store.ready()
+            except RotatorError as exc:
+                if exc.reason is not Reason.VAULT_WRAPPING_TOKEN_USED:
+                    raise
+                alarm = exc  # somebody has our next secret id; the one that we have is kept alive
+            self._token_ends = store.renew()
+            if isinstance(store, Watched):
+                self.facts.note("vault", store.credentials())
         except RotatorError as exc:
-            self._failed("vault", exc, Step.PROMOTE)
+            self._failed("vault", alarm or exc, Step.PROMOTE)
+            return
+        if alarm is not None:
+            self._failed("vault", alarm, Step.PROMOTE)
             return
         self._well("vault", timedelta(seconds=10))
 
@@ -183,9 +210,15 @@ class Watcher:
             fingerprint = self._world.fingerprints.of(ours)  # sealed by transit, its key may need Vault as well
         except RotatorError as exc:
             log.warning("vault_read_failed", key=key.name, reason=exc.reason.value, error=exc.message)
-            return exc.reason not in {Reason.VAULT_UNREACHABLE, Reason.VAULT_SEALED}
+            if exc.reason is Reason.VAULT_RATE_LIMITED:
+                self._failed("vault", exc, Step.PROMOTE)  # keeps the delay that it asked for
+            return exc.reason not in AWAY
+        if self._rotating(key):
+            return True  # what was read may be a rotation's own doing, whose record is not written yet
         now = self._world.clock.now()
-        self._stored[key.name] = self._world.clock.monotonic()
+        # the looks after the first one are spread over the interval, so that a fleet does not look all at once
+        early = 0.0 if key.name in self._stored else self._engine.draw() * self._drift_interval.total_seconds()
+        self._stored[key.name] = self._world.clock.monotonic() - early
         held = key.secret_of(stored.data)
 
         def change(old: KeyRecord | None) -> KeyRecord:
@@ -203,9 +236,8 @@ class Watcher:
             elif first:
                 known = replace(known, adopted=False)
             else:
-                drifted = fingerprint != known.fingerprint
-                gone = Reason.VAULT_DRIFT if drifted else None
-                known = replace(known, drift=gone if known.drift in {None, Reason.VAULT_DRIFT} else known.drift)
+                gone = drift.named(known, stored) if fingerprint != known.fingerprint else None
+                known = replace(known, drift=gone if known.drift in {None, *drift.IN_VAULT} else known.drift)
             return replace(known, wake_at=now) if known.adopted != record.adopted else known
 
         after = self._world.journal.save(key=key.name, change=change)
@@ -214,7 +246,46 @@ class Watcher:
         self._tell_changes(key, record, after)
         if after.adopted is False and record.adopted is None:
             self._event(key, "waiting", Reason.WAITING_FOR_ADOPTION, f"Vault holds no secret at {key.path}")
+        if self._restore and after.drift in drift.IN_VAULT and not self._engine.observe_only:
+            self._put_back(key, after, stored)
         return True
+
+    def _put_back(self, key: ManagedKey, seen: KeyRecord, stored: StoredSecret) -> None:
+        """`on_drift: restore`: what we left is current again, or a new secret is asked for.
+
+        Not while the key is paused or quarantined: a person is at it.
+        """
+        try:
+            with self._engine.claimed(key.name):
+                record = self._world.journal.key(key.name)
+                if record is None or self._rotating(key) or not _as_seen(record, seen):
+                    return
+                if record.paused or record.quarantine is not None:
+                    return
+                done = drift.restore(self._world, key, record, stored)
+                if done.version is not None or done.rotate:
+                    self._write_down(key, record, done)
+                else:
+                    log.warning("not_restored", key=key.name, reason=record.drift, detail=done.detail)
+        except RotatorError as exc:
+            log.warning("restore_failed", key=key.name, reason=exc.reason.value, error=exc.message, advice=exc.advice)
+
+    def _write_down(self, key: ManagedKey, record: KeyRecord, done: drift.Restored) -> None:
+        """Still under the key's claim: no rotation has begun since."""
+        version, now = done.version, self._world.clock.now()
+        if version is not None:
+            self._world.journal.save(key=key.name, change=lambda old: drift.restored(old or record, version))
+            self._event(key, "restored", record.drift, done.detail)
+        elif not record.requested:  # told once, though the rotation may wait for its window
+            # a whole Vault that was set back must not have the whole fleet issued anew at once (rule 11)
+            self._engine.stampede.unexpected([key.name])
+            self._world.journal.save(
+                key=key.name,
+                change=lambda old: replace(
+                    old or record, requested=(old or record).requested or ISSUE_IN_WINDOW, wake_at=now
+                ),
+            )
+            self._event(key, "requested", record.drift, done.detail)
 
     # --- the broker ------------------------------------------------------------------------------------------
 
@@ -290,6 +361,8 @@ class Watcher:
         with self._lock:
             before = self._health[peer]
             delay = min(ASK_AGAIN_AT_MOST, backoff(step, error.reason, before.failures, self._engine.draw()))
+            if isinstance(error, Transient) and error.reason is Reason.VAULT_RATE_LIMITED:
+                delay = max(delay, error.retry_after or timedelta(0))
             self._health[peer] = Health(
                 reason=error.reason,
                 detail=error.message,
@@ -310,6 +383,12 @@ class Watcher:
         )
         self._world.journal.save(history=[event])
         self._engine.emit(event)
+
+
+def _as_seen(record: KeyRecord, seen: KeyRecord) -> bool:
+    """Whether nobody has changed since what Vault is compared with."""
+    facts = (record.vault_version, record.last_issue_at, record.fingerprint, record.drift)
+    return facts == (seen.vault_version, seen.last_issue_at, seen.fingerprint, seen.drift)
 
 
 def _identified(record: KeyRecord, key: ManagedKey, data: Mapping[str, str] | None) -> KeyRecord:

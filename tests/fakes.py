@@ -19,6 +19,7 @@ from rotator.model import (
     Abilities,
     Identity,
     Issued,
+    Order,
     ProbeResult,
     ProbeTarget,
     RotationEvent,
@@ -31,6 +32,7 @@ from rotator.model import (
     Verdict,
 )
 from rotator.policy import Policy
+from rotator.ports import Judge
 from rotator.rotation import Limits
 from rotator.steps import World
 
@@ -111,11 +113,19 @@ class FakePlatform:
 
 @dataclass
 class FakeStore:
-    """Vault in memory: versions of one path, `cas` by its own lock."""
+    """Vault in memory: versions of one path. A write is a read and a `cas` write, so that somebody may come in between.
+
+    `gone`: versions that somebody deleted (False) or destroyed (True).
+    """
 
     versions: list[dict[str, str]] = field(default_factory=list)
     failures: list[RotatorError] = field(default_factory=list)
     down: RotatorError | None = None
+    gone: dict[int, bool] = field(default_factory=dict)
+    undeleted: list[int] = field(default_factory=list)
+    annotated: list[Mapping[str, str]] = field(default_factory=list)
+    reads: int = 0
+    between: list[Callable[[], None]] = field(default_factory=list)  # what others do before the next `cas` writes
 
     def _answer(self) -> None:
         if self.down is not None:
@@ -123,24 +133,55 @@ class FakeStore:
         if self.failures:
             raise self.failures.pop(0)
 
+    def _held(self, version: int) -> StoredSecret:
+        if not 0 < version <= len(self.versions):
+            return StoredSecret(version=0, data=None)
+        data = self.versions[version - 1] if version not in self.gone else None
+        return StoredSecret(version=version, data=data, destroyed=self.gone.get(version, False))
+
     def ready(self) -> None:
         self._answer()
 
-    def preflight(self, path: str) -> None:
+    def preflight(self, path: str, *, lasting: timedelta = timedelta(0), versions: int = 1) -> StoredSecret:
         self._answer()
+        return self.read(path)
 
     def read(self, path: str, version: int | None = None) -> StoredSecret:
         self._answer()
-        if version is not None:
-            return StoredSecret(version=version, data=self.versions[version - 1])
-        return StoredSecret(version=len(self.versions), data=self.versions[-1] if self.versions else None)
+        self.reads += 1
+        return self._held(len(self.versions) if version is None else version)
 
-    def put(self, path: str, fields: Mapping[str, str], *, expected: Mapping[str, str | None] | None = None) -> int:
+    def put(self, path: str, fields: Mapping[str, str], *, judge: Judge | None = None, known: int | None = None) -> int:
         self._answer()
-        current = self.versions[-1] if self.versions else {}
-        if any(current.get(name) != value for name, value in fields.items()):
-            self.versions.append({**current, **fields})
-        return len(self.versions)
+        if known is not None and self._write(dict(fields), cas=known):
+            return len(self.versions)
+        while True:
+            self.reads += 1
+            current = self._held(len(self.versions))
+            held = current.data or {}
+            if current.data is not None and all(held.get(name) == value for name, value in fields.items()):
+                return current.version
+            if judge is not None:
+                judge(current)
+            if self._write({**held, **fields}, cas=current.version):
+                return len(self.versions)
+
+    def _write(self, data: dict[str, str], *, cas: int) -> bool:
+        if self.between:
+            self.between.pop(0)()
+        if cas != len(self.versions):
+            return False
+        self.versions.append(data)
+        return True
+
+    def undelete(self, path: str, version: int) -> None:
+        self._answer()
+        self.undeleted.append(version)
+        if self.gone.get(version) is False:
+            del self.gone[version]
+
+    def annotate(self, path: str, facts: Mapping[str, str]) -> None:
+        self.annotated.append(facts)
 
     def renew(self) -> datetime | None:
         return None
@@ -181,7 +222,7 @@ class FakeConsumer:
     def preflight(self) -> None:
         """Can always be restarted."""
 
-    def restart(self) -> Ticket:
+    def restart(self, order: Order) -> Ticket:
         if self.failures:
             raise self.failures.pop(0)
         at = self.clock.now()
@@ -300,7 +341,7 @@ class Stage:
         return self.store.versions[-1]["password"]
 
     def _managed(self) -> ManagedKey:
-        def open_watch(_identity: Identity, _secret: Secret | None) -> FakeWatch:
+        def open_watch(_identity: Identity, _secret: Secret | None, _order: Order | None) -> FakeWatch:
             self.watches.append(FakeWatch(consumer=self.consumer, since=len(self.consumer.connects)))
             return self.watches[-1]
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from rotator.batches import turn_of
 from rotator.frozen import replace
-from rotator.lifecycle import advance, begin_call, next_step
+from rotator.lifecycle import advance, begin_call, next_step, restart_begins
 from rotator.model import Identity, Step, Strategy, Ticket, Verdict
 from rotator.reasons import Reason
 from rotator.rotation import (
@@ -84,6 +85,7 @@ class World:
     life: timedelta | None = 90 * DAY  # of a new secret
     broker: bool = True
     proven: frozenset[str] = frozenset()  # consumers whose connects can be seen
+    idle: frozenset[str] = frozenset()  # consumers of which nothing runs
 
     def copy(self) -> World:
         other = object.__new__(World)  # `copy.copy` takes ten times as long
@@ -161,6 +163,8 @@ class Play:
         self.steps.append(step)
         if step is Step.ISSUE:
             self.rotation = begin_call(self.rotation, self.now)
+        if step is Step.RESTART:
+            self.rotation = restart_begins(self.rotation, self.now, self.limits)
         self.now += SECOND
         outcome = (report or self.effect)(step)
         if outcome is not None:
@@ -241,29 +245,38 @@ class Play:
         return DeliverDone()
 
     def _restart(self) -> Outcome:
-        return self.restart([c.name for c in self.rotation.consumers if c.restarted_at is None])
+        return self.restart(turn_of(self.rotation, self.limits.plans))
 
     def restart(self, names: list[str], failed: Failed | None = None) -> RestartDone:
         """These consumers come up with what Vault holds."""
         self.world.running.update(dict.fromkeys(names, self.world.vault))
         return RestartDone(
-            tickets=[Ticket(consumer=name, restarted_at=self.now) for name in names],
+            tickets=[self._ticket(name) for name in names],
             failed=failed,
         )
+
+    def _ticket(self, name: str) -> Ticket:
+        marks = {"replicas": 0} if name in self.world.idle else {}
+        return Ticket(consumer=name, restarted_at=self.now, marks=marks)
+
+    def asked(self) -> list[str]:
+        """Whose proof is waited for: they are restarted, can be seen, and were not seen yet."""
+        waiting = (c for c in self.rotation.consumers if c.restarted_at is not None and not c.idle)
+        return [c.name for c in waiting if c.name in self.world.proven and c.seen_at is None]
 
     def up(self, name: str) -> bool:
         """Whether a consumer runs on a secret that works."""
         return self.world.works(self.world.running.get(name, OLD), self.strategy, self.now)
 
     def _confirm(self) -> Outcome:
-        pending = [c.name for c in self.rotation.consumers if c.name in self.world.proven and c.seen_at is None]
+        pending = self.asked()
         seen = [(name, self.now) for name in pending if self.up(name)]
         unseen = [name for name in pending if not self.up(name)]
         failed = Failed(reason=Reason.CONSUMER_NOT_CONFIRMED, delay=SECOND) if unseen else None
         return ConfirmDone(seen=seen, unseen=unseen, failed=failed)
 
     def _settle(self) -> Outcome:
-        return SettleDone(confirmed=[c.name for c in self.rotation.consumers])
+        return SettleDone(confirmed=[c.name for c in self.rotation.consumers if c.restarted_at is not None])
 
     def _deactivate(self) -> Outcome:
         self.world.keys[OLD] = False

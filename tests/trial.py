@@ -12,12 +12,14 @@ from itertools import chain, combinations
 from typing import ClassVar
 
 from play import DAY, NOW, OLD, SECOND, Play, World, begun
+from rotator.batches import turn_of
 from rotator.frozen import replace
 from rotator.lifecycle import next_step, roll_back
 from rotator.model import Result, Step, Strategy, Verdict
 from rotator.reasons import Reason
 from rotator.rotation import (
     ConfirmDone,
+    DeliverLater,
     Ended,
     Failed,
     FinishDone,
@@ -49,13 +51,15 @@ class Case:
     old_life: timedelta | None = 10 * DAY
     broker: bool = True
     no_grace: bool = False
+    idle: tuple[str, ...] = ()
 
     def play(self) -> Play:
         names = NAMES[: len(self.proven)]
         world = World(
             old_ends=NOW + self.old_life if self.old_life is not None else None,
             broker=self.broker,
-            proven=frozenset(name for name, proven in zip(names, self.proven, strict=True) if proven),
+            proven=frozenset(n for n, proven in zip(names, self.proven, strict=True) if proven and n not in self.idle),
+            idle=frozenset(self.idle),
         )
         return Play(rotation=begun(self.strategy, *names, no_grace=self.no_grace), world=world, limits=self.limits)
 
@@ -85,6 +89,12 @@ def shape(rotation: Rotation) -> tuple[object, ...]:
         rotation.quarantine is not None,
         tuple((bool(c.restarted_at), bool(c.seen_at), bool(c.confirmed_at)) for c in rotation.consumers),
     )
+
+
+def turns(play: Play) -> tuple[object, ...]:
+    """Whose turn it is and was, where that makes a difference."""
+    consumers = play.rotation.consumers if play.limits.plans else ()
+    return tuple((c.touched, c.in_turn, c.idle) for c in consumers)
 
 
 class Trial:
@@ -128,7 +138,7 @@ class Trial:
     def success_is_reachable(self) -> None:
         play, rotation = self.play, self.play.rotation
         tries = (min(rotation.attempts, play.limits.max_attempts), rotation.issues)
-        known = (shape(rotation), tries, play.limits, play.world.account())
+        known = (shape(rotation), turns(play), tries, play.limits, play.world.account())
         if known not in self.reached:
             play = play.copy()
             ended = play.until(None).rotation
@@ -202,6 +212,15 @@ class Trial:
         back = WayBackDone(verdict=verdict, held=True)
         self.turn(lambda step: back if step is Step.WAY_BACK else ProbeDone(verdict=verdict))
 
+    def delivery_is_slow(self) -> None:
+        """*Deliver*: not yet where the consumers read it."""
+        self.turn(lambda _: DeliverLater(detail="not yet"))
+
+    def old_one_works(self, *, late: bool) -> None:
+        """*Finish*: the broker lets the old secret in; `late`: after the propagation time."""
+        self.play.now += self.play.limits.propagation * late
+        self.turn(lambda _: FinishDone(old_alive=True))
+
     def vault_forgot(self) -> None:
         """*Way back*: the version from before was pushed out."""
         self.play.world.held = False
@@ -209,8 +228,12 @@ class Trial:
 
     def restarts(self, which: set[str], reason: Reason = Reason.CONSUMER_CRASHED) -> None:
         """*Restart*: only these."""
-        todo = [c.name for c in self.play.rotation.consumers if c.restarted_at is None and c.name in which]
-        self.turn(lambda _: self.play.restart(todo, Failed(reason=reason, delay=SECOND)))
+
+        def some(_: Step) -> Outcome:
+            turn = turn_of(self.play.rotation, self.play.limits.plans)
+            return self.play.restart([n for n in turn if n in which], Failed(reason=reason, delay=SECOND))
+
+        self.turn(some)
 
     def sees(self, which: set[str], *, blind: bool = False, times: int = 1) -> None:
         """*Confirm*: only these. The others are restarted, unless their watches were blind."""
@@ -221,8 +244,7 @@ class Trial:
                 self.turn(lambda _: self._seen(which, blind=blind))
 
     def _seen(self, which: set[str], *, blind: bool) -> Outcome:
-        world = self.play.world
-        pending = [c.name for c in self.play.rotation.consumers if c.name in world.proven and c.seen_at is None]
+        pending = self.play.asked()
         seen = [(name, self.play.now) for name in pending if name in which and self.play.up(name)]
         unseen = [name for name in pending if name not in dict(seen)]
         failed = Failed(reason=Reason.CONSUMER_NOT_CONFIRMED, delay=SECOND) if unseen else None
@@ -230,8 +252,9 @@ class Trial:
 
     def crashes(self, which: set[str]) -> None:
         """*Settle*: these did not stay up."""
-        crashed = [name for name in self.consumers if name in which]
-        confirmed = [name for name in self.consumers if name not in which]
+        running = [c.name for c in self.play.rotation.consumers if c.restarted_at is not None]
+        crashed = [name for name in running if name in which]
+        confirmed = [name for name in running if name not in which]
         failed = Failed(reason=Reason.CONSUMER_CRASHED, delay=SECOND) if crashed else None
         self.turn(lambda _: SettleDone(confirmed=confirmed, crashed=crashed, failed=failed))
 
@@ -328,10 +351,14 @@ def events(trial: Trial) -> Iterator[tuple[str, Event]]:
                 yield "unreachable", lambda t: t.broker_says(Verdict.UNREACHABLE)
         case Step.REACTIVATE | Step.DELETE:
             yield "is unknown", lambda t: t.fails(Reason.KEY_UNKNOWN)
-        case Step.LOOK | Step.FINISH if replaced:
+        case Step.DELIVER:
+            yield "delivery is slow", Trial.delivery_is_slow
+        case Step.LOOK if replaced:
             yield "the list lies", Trial.list_lies
         case Step.FINISH:
-            yield "issued elsewhere", Trial.issued_elsewhere
+            yield "the old one works", lambda t: t.old_one_works(late=False)
+            yield "the old one works late", lambda t: t.old_one_works(late=True)
+            yield ("the list lies", Trial.list_lies) if replaced else ("issued elsewhere", Trial.issued_elsewhere)
         case _:
             yield from consumer_events(trial)
 

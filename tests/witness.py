@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from play import DAY, OLD, Play
+from rotator.batches import turn_of
 from rotator.lifecycle import LOOK_AGAIN
 from rotator.model import Result, Step, Strategy, Verdict
 from rotator.rotation import (
@@ -40,6 +41,7 @@ class Witness:
     life: timedelta | None = None  # of the new secret, as the answer says
     refused: bool = False  # the broker's last word about the new secret
     accepted: bool = False
+    begun: set[str] = field(default_factory=set)  # whose restart onto the new secret was begun, ever
     restarted: set[str] = field(default_factory=set)  # since the last write to Vault
     proved: set[str] = field(default_factory=set)  # seen since then, and did not crash
     again: set[str] = field(default_factory=set)  # still to be proven a second time
@@ -53,12 +55,13 @@ class Witness:
         other = object.__new__(Witness)
         other.__dict__.update(self.__dict__)
         other.play, other.restarted, other.proved = play, set(self.restarted), set(self.proved)
+        other.begun = set(self.begun)
         other.again, other.late, other.looks = set(self.again), set(self.late), list(self.looks)
         return other
 
     def account(self) -> tuple[object, ...]:
         """All of it but the times."""
-        sets = (self.restarted, self.proved, self.again, self.late)
+        sets = (self.begun, self.restarted, self.proved, self.again, self.late)
         waits = self.waits_since is not None
         return (self.call, self.refused, self.accepted, self.unwatched, waits, len(self.looks), *map(frozenset, sets))
 
@@ -68,6 +71,8 @@ class Witness:
         back = rotation.rolling_back is not None
         if step is self.waiting and not self.unwatched:
             assert self.grace_over(), "the grace period is not over (rule 5)"
+        if step is Step.RESTART:
+            self.restart_begins(turn_of(rotation, play.limits.plans), back=back)
         match step:
             case Step.ISSUE if play.strategy is not Strategy.CHOSEN:
                 assert self.call != "out", "a second call while the first one is not settled (rule 9)"
@@ -90,8 +95,27 @@ class Witness:
                 assert OLD not in rotation.orphans, "the key itself is no orphan"
                 assert back or made not in rotation.orphans, "the new key is no orphan"
                 assert world.vault not in rotation.orphans, "Vault holds the key that is deleted"
+                assert not set(world.running.values()) & set(rotation.orphans), (
+                    "somebody runs on the key that is deleted"
+                )
             case _:
                 pass
+
+    def restart_begins(self, turn: list[str], *, back: bool) -> None:
+        """May these be restarted at once?"""
+        play, plans = self.play, {plan.name: plan for plan in self.play.limits.plans}
+        if not back:
+            self.begun |= set(turn)
+        if play.strategy is not Strategy.REPLACE:
+            return
+        assert set(turn) <= self.begun, "the way back restarts somebody who never left the old key"
+        if not back and not play.world.dying(play.now):
+            most = min((plans[n].max_unavailable or len(turn) for n in turn if n in plans), default=len(turn))
+            assert len(turn) <= most, "more are away than one of them allows"
+            canaries = {plan.name for plan in plans.values() if plan.canary}
+            assert canaries <= self.proved | set(turn) or not play.world.proven >= canaries or self.waits_since, (
+                "somebody else's turn before the canary is proven"
+            )
 
     @property
     def waiting(self) -> Step:
@@ -185,4 +209,6 @@ class Witness:
             assert ended.quarantine is not None, "no automatic second try"
             assert world.vault == OLD
             assert world.keys.get(OLD) if replaced else world.live == OLD, "Vault holds a dead secret"
-            assert world.proven <= self.proved or not ended.reverted, "rolled back, and somebody is not proven"
+            # with replace, who was never restarted never left the old key
+            left = {c.name for c in ended.consumers if c.touched or not replaced}
+            assert world.proven & left <= self.proved or not ended.reverted, "rolled back, and somebody is not proven"

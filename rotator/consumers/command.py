@@ -18,10 +18,12 @@ from typing import IO, Final
 
 import structlog
 
+from rotator.consumers.asking import Ask
 from rotator.errors import Permanent, Stopping, Transient
-from rotator.model import Ticket
+from rotator.model import Order, Ticket
 from rotator.ports import Clock
 from rotator.reasons import Reason
+from rotator.templates import names, render
 
 INHERITED: Final = ("PATH", "HOME", "LANG", "TZ")  # nothing else: the daemon's own variables may hold secrets (rule 6)
 KEPT: Final = 64 * 1024  # bytes of output, the last ones
@@ -32,21 +34,21 @@ POLL: Final = 0.05  # seconds between two looks at a command that has closed its
 log = structlog.get_logger(__name__)
 
 
-class CommandConsumer:
-    """Restarts by running a program; exit 0 means *restarted*.
+class Program:
+    """A program that is run for an order, and what its end means.
 
-    The program gets no input, a session of its own, and of the daemon's environment only PATH, HOME, LANG and TZ.
-    What it leaves running in the background when it ends by itself is left alone; when it takes too long, all of its
-    process group is ended.
+    It gets no input, a session of its own, and of the daemon's environment only PATH, HOME, LANG and TZ, besides
+    ROTATOR_KEY and ROTATOR_VERSION. What it leaves running in the background when it ends by itself is left alone; when
+    it takes too long, all of its process group is ended.
 
     Args:
-        name: the name in the configuration.
-        argv: program and arguments, never a shell's line. A program without a slash is looked for on PATH.
+        name: of the consumer; every message begins with it.
+        argv: program and arguments, never a shell's line; templates that may hold `{key}` and `{version}`. A program
+            without a slash is looked for on PATH.
         cwd: where it runs; None: where the daemon runs.
-        env: variables added to the four, not for secrets.
+        env: variables added to those, not for secrets.
         timeout: how long it may take.
-        clock: the source of `Ticket.restarted_at`, which is when the program was started: the consumer may well have
-            connected before the program ends.
+        stop: set when the daemon, or who waits for the program, is to end.
     """
 
     def __init__(
@@ -57,35 +59,26 @@ class CommandConsumer:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: timedelta,
-        clock: Clock,
         stop: threading.Event | None = None,
     ) -> None:
         if not argv or not argv[0]:
             raise ValueError("argv names no program")
         self._name, self._argv, self._cwd = name, list(argv), cwd
-        self._env, self._timeout, self._clock = dict(env or {}), timeout, clock
+        self._env, self._timeout = dict(env or {}), timeout
         self._stop = stop or threading.Event()
 
-    @property
-    def name(self) -> str:
-        """The name in the configuration."""
-        return self._name
-
-    @property
-    def kind(self) -> str:
-        """`command`."""
-        return "command"
-
-    def preflight(self) -> None:
-        """Look whether the program is there and may be run. Runs nothing.
+    def look(self) -> None:
+        """See whether the program is there and may be run. Runs nothing.
 
         Raises: Permanent (CONSUMER_MISSING, CONSUMER_FORBIDDEN).
         """
         if self._cwd is not None and not os.path.isdir(self._cwd):
             raise self._missing(f"the folder {self._cwd} does not exist")
         program = self._argv[0]
+        if names(program):
+            return  # another one for each key or version
         if "/" not in program:
-            if shutil.which(program, path=self._environment().get("PATH", os.defpath)) is None:
+            if shutil.which(program, path=self._environment(None).get("PATH", os.defpath)) is None:
                 raise self._missing(f"no program {program} on PATH")
             return
         path = os.path.join(self._cwd or "", program)
@@ -94,15 +87,14 @@ class CommandConsumer:
         if not os.access(path, os.X_OK):
             raise Permanent(f"{self._name}: {path} may not be executed", reason=Reason.CONSUMER_FORBIDDEN)
 
-    def restart(self) -> Ticket:
-        """Run the program and wait for its end.
+    def run(self, order: Order | None) -> None:
+        """Run it and wait for its end.
 
         Raises:
             Permanent: CONSUMER_MISSING, CONSUMER_FORBIDDEN; CONSUMER_RESTART_FAILED for a file that is no program.
             Transient: CONSUMER_RESTART_FAILED for an exit other than 0, CONSUMER_TIMEOUT.
         """
-        started = self._clock.now()
-        process = self._start()
+        process = self._start(order)
         assert process.stdout is not None  # a pipe was asked for
         try:
             tail, in_time = _follow(process, process.stdout, self._timeout.total_seconds(), self._stop)
@@ -123,20 +115,19 @@ class CommandConsumer:
         if process.returncode != 0:
             text = f"{self._name}: {_status(process.returncode)}{_last_line(tail)}"
             raise Transient(text, reason=Reason.CONSUMER_RESTART_FAILED)
-        return Ticket(consumer=self._name, restarted_at=started)
 
-    def check(self, ticket: Ticket) -> None:
-        """Nothing to see: a command that has ended says nothing of the consumer later on."""
+    def _environment(self, order: Order | None) -> dict[str, str]:
+        found = {name: os.environ[name] for name in INHERITED if name in os.environ} | self._env
+        return found | {"ROTATOR_KEY": order.key, "ROTATOR_VERSION": str(order.version)} if order else found
 
-    def _environment(self) -> dict[str, str]:
-        return {name: os.environ[name] for name in INHERITED if name in os.environ} | self._env
-
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self, order: Order | None) -> subprocess.Popen[bytes]:
+        values = {"key": order.key, "version": str(order.version)} if order else {"key": "", "version": ""}
+        argv = [render(argument, values) for argument in self._argv]
         try:
             return subprocess.Popen(
-                self._argv,
+                argv,
                 cwd=self._cwd,
-                env=self._environment(),
+                env=self._environment(order),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -149,18 +140,79 @@ class CommandConsumer:
                 f"{self._name}: {exc.filename} may not be executed", reason=Reason.CONSUMER_FORBIDDEN
             ) from exc
         except OSError as exc:
-            text = f"{self._name}: {self._argv[0]}: {exc.strerror or type(exc).__name__}"
+            text = f"{self._name}: {argv[0]}: {exc.strerror or type(exc).__name__}"
             kind = Permanent if exc.errno == errno.ENOEXEC else Transient
             raise kind(text, reason=Reason.CONSUMER_RESTART_FAILED) from exc
         except ValueError as exc:  # a NUL in the command, the folder or a variable, or "=" in a variable's name
             text = f"{self._name}: no process can be given this argv, cwd or env"
             raise Permanent(text, reason=Reason.CONSUMER_RESTART_FAILED) from exc
         except subprocess.SubprocessError as exc:  # the child died before it could run the program
-            text = f"{self._name}: {self._argv[0]}: {type(exc).__name__}"
+            text = f"{self._name}: {argv[0]}: {type(exc).__name__}"
             raise Transient(text, reason=Reason.CONSUMER_RESTART_FAILED) from exc
 
     def _missing(self, text: str) -> Permanent:
         return Permanent(f"{self._name}: {text}", reason=Reason.CONSUMER_MISSING)
+
+
+def ask_program(program: Program, order: Order) -> Ask:
+    """The question whether a program says, by exit 0, that a consumer runs on the order's version."""
+
+    def ask() -> str | None:
+        program.run(order)
+        return "the command confirmed it"
+
+    return ask
+
+
+class CommandConsumer:
+    """Restarts by running a `Program`; exit 0 means *restarted*.
+
+    Args:
+        name: the name in the configuration.
+        argv, cwd, env, timeout: as `Program` has them.
+        clock: the source of `Ticket.restarted_at`, which is when the program was started: the consumer may well have
+            connected before the program ends.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        argv: Sequence[str],
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: timedelta,
+        clock: Clock,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._program = Program(name, argv=argv, cwd=cwd, env=env, timeout=timeout, stop=stop)
+        self._name, self._clock = name, clock
+
+    @property
+    def name(self) -> str:
+        """The name in the configuration."""
+        return self._name
+
+    @property
+    def kind(self) -> str:
+        """`command`."""
+        return "command"
+
+    def preflight(self) -> None:
+        """Look whether the program is there and may be run. Runs nothing.
+
+        Raises: Permanent (CONSUMER_MISSING, CONSUMER_FORBIDDEN).
+        """
+        self._program.look()
+
+    def restart(self, order: Order) -> Ticket:
+        """Run the program and wait for its end. Raises: as `Program.run`."""
+        started = self._clock.now()
+        self._program.run(order)
+        return Ticket(consumer=self._name, restarted_at=started)
+
+    def check(self, ticket: Ticket) -> None:
+        """Nothing to see: a command that has ended says nothing of the consumer later on."""
 
 
 def _follow(

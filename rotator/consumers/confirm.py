@@ -71,7 +71,7 @@ def parse(line: str) -> LogLine | None:
     return None
 
 
-class _Evidence:
+class Sightings:
     """What one watch has seen, and the condition that tells of more. Thread safe."""
 
     def __init__(self) -> None:
@@ -256,7 +256,7 @@ class BrokerWatch:
     ) -> None:
         self._log, self._username, self._pattern = log, username, client_id
         self._ignored = tuple(ignore_prefixes)
-        self._evidence = _Evidence()
+        self._evidence = Sightings()
         self._health = _Health(log.subscription())
 
     def offer(self, at: datetime, line: LogLine, *, known: bool) -> None:
@@ -308,7 +308,7 @@ class HeartbeatWatch:
 
     def __init__(self, target: ProbeTarget, *, topic: str, clock: Clock) -> None:
         self._clock = clock
-        self._evidence = _Evidence()
+        self._evidence = Sightings()
         self._subscription = Subscription(target, topic, on_message=self._arrived, on_change=self._evidence.tell)
         self._health: _Health | None = None
 

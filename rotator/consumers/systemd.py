@@ -1,12 +1,14 @@
 """Consumers that are systemd units, restarted over D-Bus (org.freedesktop.systemd1, the manual page of that name).
 
 The job's own result is waited for, so a unit that fails to start fails the restart. A `Type=simple` unit counts as
-started as soon as its process exists; whether it stayed up is what `check` looks at.
+started as soon as its process exists; whether it stayed up is what `check` looks at. A signal (`kill`) has no job: that
+the same process is still there is all that can be said.
 """
 
 from __future__ import annotations
 
 import os
+import signal as signals
 import struct
 import threading
 import time
@@ -23,7 +25,7 @@ from jeepney.io.blocking import DBusConnection, prep_socket
 from jeepney.wrappers import unwrap_msg
 
 from rotator.errors import Permanent, RotatorError, Stopping, Transient
-from rotator.model import Ticket
+from rotator.model import Order, Ticket
 from rotator.ports import Clock
 from rotator.reasons import Reason
 
@@ -58,7 +60,8 @@ class SystemdConsumer:
         name: the name in the configuration.
         unit: the unit's full name, with its suffix.
         scope: `system` or `user`.
-        action: `restart`, `reload` or `reload-or-restart`.
+        action: `restart`, `reload`, `reload-or-restart`, or `kill`: send `signal` to the main process.
+        signal: the signal's name, such as SIGHUP; with `kill` alone.
         timeout: how long the job may take; a job that takes longer goes on at systemd.
         clock: the source of times.
     """
@@ -70,13 +73,17 @@ class SystemdConsumer:
         unit: str,
         scope: str = "system",
         action: str = "restart",
+        signal: str | None = None,
         timeout: timedelta,
         clock: Clock,
         stop: threading.Event | None = None,
     ) -> None:
-        if action not in METHODS or scope not in ("system", "user"):
+        if action not in (*METHODS, "kill") or scope not in ("system", "user"):
             raise ValueError(f"no such scope or action: {scope}, {action}")
+        if (action == "kill") != (signal in signals.Signals.__members__):
+            raise ValueError(f"the action {action} does not go with the signal {signal}")
         self._name, self._unit, self._scope, self._action = name, unit, scope, action
+        self._signal = signals.Signals[signal] if signal is not None else None
         self._timeout, self._clock, self._stop = timeout, clock, stop or threading.Event()
 
     @property
@@ -101,12 +108,12 @@ class SystemdConsumer:
         with self._connected() as connection:
             self._fit(_Unit(connection, self._unit))
 
-    def restart(self) -> Ticket:
-        """Restart (or reload) the unit, wait for the job's result, and see that the unit is active then.
+    def restart(self, order: Order) -> Ticket:
+        """Restart (or reload, or signal) the unit, wait for the job's result, and see that the unit is active then.
 
-        `Ticket.restarted_at` is when the new main process was started, by systemd's record; for a reload, and for units
-        without a process, when the call was made. The marks are `invocation_id`, and a service's `main_pid` and
-        `n_restarts`.
+        After a restart its main process must be a new one, after a reload or a signal the old one.
+        `Ticket.restarted_at` is when the new main process was started, by systemd's record; where there is none, when
+        the call was made. The marks are `invocation_id`, and a service's `main_pid` and `n_restarts`.
 
         Raises:
             Permanent: as `preflight`, and CONSUMER_FORBIDDEN.
@@ -115,13 +122,19 @@ class SystemdConsumer:
         called = self._clock.now()
         with self._connected() as connection:
             unit = _Unit(connection, self._unit)
-            self._fit(unit)
-            self._run_job(connection)
+            before = _marks(self._fit(unit))
+            if self._signal is not None:
+                if not before.get("main_pid"):
+                    raise self._failed("it has no main process to send a signal to")
+                _ask(connection, new_method_call(MANAGER, "KillUnit", "ssi", (self._unit, "main", self._signal.value)))
+            else:
+                self._run_job(connection)
             state = unit.state()
             if state["ActiveState"] not in ("active", "reloading", "refreshing"):
                 raise self._crashed(
                     f"it is {state['ActiveState']} ({state['SubState']}) right after the {self._action}"
                 )
+            self._compare(before, _marks(state))
             started = datetime.fromtimestamp(state.get("ExecMainStartTimestamp", 0) / 1_000_000, UTC)
             return Ticket(consumer=self._name, restarted_at=max(called, started), marks=_marks(state))
 
@@ -164,8 +177,17 @@ class SystemdConsumer:
             except _UNREADABLE as exc:
                 raise self._failed(f"systemd's answer can't be read: {_told(exc)}") from exc
 
-    def _fit(self, unit: _Unit) -> None:
-        """Raise when the unit is not there or can't do what is asked."""
+    def _compare(self, before: Mapping[str, str | int], after: Mapping[str, str | int]) -> None:
+        """Raise when the main process is not the one that it must be now; units without one can't tell."""
+        if not before.get("main_pid") or self._action == "reload-or-restart":
+            return
+        if self._action == "restart" and before == after:
+            raise self._failed("the restart is done, and the process is still the old one")
+        if self._action in ("reload", "kill") and before != after:
+            raise self._crashed(f"another process runs after the {self._action}, so it did not survive that")
+
+    def _fit(self, unit: _Unit) -> dict[str, Any]:
+        """The unit's state; raises when it is not there or can't do what is asked."""
         state = unit.state()
         match state["LoadState"]:
             case "not-found":
@@ -180,6 +202,7 @@ class SystemdConsumer:
         able = {"restart": state["CanStart"], "reload": state["CanReload"]}.get(self._action, True)
         if not able:
             raise self._permanent(f"it does not allow a {self._action}", Reason.CONSUMER_RESTART_FAILED)
+        return state
 
     def _run_job(self, connection: DBusConnection) -> None:
         """Have systemd do it, and wait for the job's result."""

@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 _FINGERPRINT_KEY = "fingerprint_key"
 _SEAL_ID = "seal_id"
+# The daemon's own at Vault, that came wrapped: its wrapped data key, and itself sealed under that.
+_KEPT = "vault_secret_id"
 
 
 def seal_id(journal: SqliteJournal) -> str | None:
@@ -47,7 +49,9 @@ def start_anew(journal: SqliteJournal, id: str) -> None:
         unissued = rotation.step is Step.ISSUE and rotation.calling_since is None
         step = Step.PREFLIGHT if unissued else rotation.step
         journal.save(rotation=replace(rotation, step=step, expected=None, base_print=None))
-    journal.rewrap(_unused(journal), {_SEAL_ID: id.encode(), _FINGERPRINT_KEY: None})
+    if journal.fact(_KEPT) is not None:
+        log.warning("kept_secret_id_lost", seal=id)  # the next login at Vault needs a new wrapping token
+    journal.rewrap(_unused(journal), {_SEAL_ID: id.encode(), _FINGERPRINT_KEY: None, _KEPT: None})
 
 
 def fingerprint_key(journal: SqliteJournal, seal: Seal) -> bytes:
@@ -75,6 +79,41 @@ def fingerprint_key(journal: SqliteJournal, seal: Seal) -> bytes:
     return key
 
 
+def save_secret_id(journal: SqliteJournal, seal: Seal, content: bytes) -> None:
+    """Keep what came out of Vault's wrapping, sealed under a data key of its own; what was kept before is gone.
+
+    Raises: JournalFailed; Transient, Permanent where Vault wraps and can't be asked.
+    """
+    wrapped = seal.new_data_key()
+    try:
+        sealed = seal.seal(wrapped, content, bound_to=_KEPT)
+    finally:
+        seal.forget(wrapped)
+    journal.rewrap({}, {_KEPT: _joined(wrapped, sealed)})  # and out of the write-ahead log as well
+
+
+def load_secret_id(journal: SqliteJournal, seal: Seal | Callable[[], Seal]) -> bytes | None:
+    """What is kept; None where nothing is, and then the seal is not asked for.
+
+    Raises: JournalFailed; Permanent SEAL_BROKEN; and what `seal` raises.
+    """
+    kept = journal.fact(_KEPT)
+    if kept is None:
+        return None
+    wrapped, sealed = _parted(kept)
+    return (seal if isinstance(seal, Seal) else seal()).open(wrapped, sealed, bound_to=_KEPT)
+
+
+def _joined(wrapped: bytes, sealed: bytes) -> bytes:
+    """One fact, so that a reader never sees one half with another's other half."""
+    return len(wrapped).to_bytes(4, "big") + wrapped + sealed
+
+
+def _parted(kept: bytes) -> tuple[bytes, bytes]:
+    end = 4 + int.from_bytes(kept[:4], "big")
+    return kept[4:end], kept[end:]
+
+
 def _drop_prints(journal: SqliteJournal) -> None:
     """Fingerprints under a lost key can't be compared any more: Vault is looked at as at first contact."""
     for record in journal.all_keys():
@@ -88,7 +127,7 @@ def _unused(journal: SqliteJournal) -> dict[str, None]:
 
 
 def rewrap_all(journal: SqliteJournal, rewrap: Callable[[bytes], bytes], id: str) -> int:
-    """Wrap every data key and the fingerprint key anew, and note the new seal's id, all in one commit.
+    """Wrap every data key anew, and the fingerprints' and the secret id's, and note the new seal's id: one commit.
 
     Args:
         rewrap: wrapped by the old key → wrapped by the new one.
@@ -110,8 +149,12 @@ def rewrap_all(journal: SqliteJournal, rewrap: Callable[[bytes], bytes], id: str
     wrapped = journal.fact(_FINGERPRINT_KEY)
     if wrapped is not None:
         named[_FINGERPRINT_KEY] = rewrap(wrapped)
+    kept = journal.fact(_KEPT)
+    if kept is not None:
+        data_key, sealed = _parted(kept)
+        named[_KEPT] = _joined(rewrap(data_key), sealed)
     journal.rewrap(changed, named)
-    return len(changed) + (wrapped is not None)
+    return len(changed) + (wrapped is not None) + (kept is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

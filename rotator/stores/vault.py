@@ -6,44 +6,43 @@ that this daemon does not own are kept exactly as they are, whatever their JSON 
 
 from __future__ import annotations
 
-import json
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-import requests
-import structlog
-from hvac.adapters import RawAdapter
-from hvac.api.secrets_engines import KvV2
-from hvac.api.system_backend import Capabilities
-from hvac.utils import format_url
-
-from rotator.errors import Conflict, Permanent, RotatorError, Transient
-from rotator.model import StoredSecret
-from rotator.ports import Clock, OnRequest
+from rotator.errors import Permanent, Transient
+from rotator.model import Credential, StoredSecret
+from rotator.ports import Clock, Judge, OnRequest
 from rotator.reasons import Reason
-from rotator.stores.vault_login import AppRoleAuth, TokenAuth, VaultLogin
-from rotator.stores.vault_wire import VaultAnswer, VaultWire, status_error
+from rotator.stores.vault_auth import Auth
+from rotator.stores.vault_kv import Kv, Metadata, deletion_of
+from rotator.stores.vault_login import VaultLogin
+from rotator.stores.vault_policy import Granted, Missing, SecretPaths, missing, policy_lines
+from rotator.stores.vault_wire import VaultWire
 
 CAS_ATTEMPTS: Final = 5  # a path that changes this often between our read and our write has a writer that never rests
 TOKEN_LIFE: Final = 60.0  # seconds that the token must live on before something irreversible starts (rule 8)
-_CAS_MISMATCH: Final = "check-and-set parameter did not match"
-
-_log = structlog.get_logger(__name__)
+CHECK_HOLDS: Final = 15.0  # seconds for which seal status, engine and capabilities are not asked for again
+LONGEST_VALUE: Final = 512  # bytes of a value of custom_metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Current:
-    """The current version with values of any JSON type: what others keep beside our fields must go back unchanged."""
+class Survey:
+    """What `check --online` tells of a path: what the policy lacks, the lines that add it, and its traps."""
 
-    version: int
-    data: Mapping[str, Any] | None = field(repr=False)
+    missing: Sequence[Missing]
+    policy_lines: str
+    notes: Sequence[str]
 
-    def shows(self, fields: Mapping[str, str]) -> bool:
-        """Whether our fields are there already."""
-        data = self.data
-        return data is not None and all(data.get(name) == value for name, value in fields.items())
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looked:
+    """What was found out about a path, and until when that holds (monotonic seconds)."""
+
+    granted: Granted
+    holds_until: float
 
 
 class VaultStore:
@@ -55,6 +54,7 @@ class VaultStore:
         namespace: of Vault Enterprise or OpenBao, None for the root.
         auth: how to log in; done when first needed.
         ca_file: PEM of the authorities to trust, None for the system's.
+        client_cert: PEM files of our own certificate and its key, for a server that asks for one.
         timeout: for the connection, and for each read.
         clock, on_request: as everywhere.
     """
@@ -65,20 +65,30 @@ class VaultStore:
         urls: Sequence[str],
         mount: str = "secret",
         namespace: str | None = None,
-        auth: TokenAuth | AppRoleAuth,
+        auth: Auth,
         ca_file: str | None = None,
+        client_cert: tuple[str, str] | None = None,
         timeout: timedelta = timedelta(seconds=10),
         clock: Clock,
         on_request: OnRequest,
     ) -> None:
-        self._mount = mount.strip("/")
+        self._clock = clock
         self._wire = VaultWire(
-            urls=urls, namespace=namespace, ca_file=ca_file, timeout=timeout, clock=clock, on_request=on_request
+            urls=urls,
+            namespace=namespace,
+            ca_file=ca_file,
+            client_cert=client_cert,
+            timeout=timeout,
+            clock=clock,
+            on_request=on_request,
         )
         self._login = VaultLogin(self._wire, auth=auth, clock=clock)
+        self._kv = Kv(self._login, mount)
+        self._lock = threading.Lock()
+        self._looked: dict[str, _Looked] = {}
 
     def __repr__(self) -> str:
-        return f"VaultStore(mount={self._mount!r})"
+        return f"VaultStore(mount={self._kv.mount!r})"
 
     def ready(self) -> None:
         """Raise where Vault can't serve now.
@@ -90,42 +100,55 @@ class VaultStore:
         self._wire.health()
         self._login.ready()
 
-    def preflight(self, path: str) -> None:
+    def preflight(self, path: str, *, lasting: timedelta = timedelta(0), versions: int = 1) -> StoredSecret:
         """Raise where `path` could not be read and written now; changes nothing.
 
-        Looks at health and seal, the token's life, the token's capabilities on the path, the engine's version, and
-        reads the path, which also tells whether `create` or `update` will be needed.
+        Looks at health and seal, the engine's version, the token's life and its capabilities on all paths of the secret
+        (the answers hold for `CHECK_HOLDS` seconds), and reads the path, which also tells whether `create` or `update`
+        will be needed.
 
-        Raises: as `ready`; Permanent VAULT_DENIED names the missing capability, VAULT_PATH_INVALID a wrong mount.
+        Args:
+            path: below the mount.
+            lasting: for how long the token must be good.
+            versions: how many versions must be kept; more than one also asks for the secret's metadata.
+
+        Raises: as `ready`; Permanent VAULT_DENIED names what the policy lacks and the lines to add, VAULT_PATH_INVALID
+            a wrong mount, VAULT_VERSIONS a way back that would not last.
         """
         path = _checked(path)
-        self._wire.health()
-        self._login.ensure_life(TOKEN_LIFE)
-        self._check_engine(path)
-        granted = self._capabilities(path)
-        if "root" in granted:
-            self._read(path)
-            return
-        if "read" not in granted:
-            raise self._missing("read", path)
-        needed = "update" if self._read(path).version else "create"
-        if needed not in granted:
-            raise self._missing(needed, path)
+        granted = self._look(path)
+        self._login.ensure_life(max(TOKEN_LIFE, lasting.total_seconds()))
+        paths = SecretPaths.of(self._kv.mount, path)
+        self._refuse_missing(missing(paths, granted, written=False), granted, only="read")
+        stored = self._kv.read(path)
+        self._refuse_missing(missing(paths, granted, written=bool(stored.version)), granted)
+        if versions > 1 and stored.data is not None and _may(granted, paths.metadata, "read"):
+            self._refuse_losing_the_way_back(path, stored.version, versions, lasting)
+        return stored
+
+    def survey(self, path: str) -> Survey:
+        """What a person should know of the path before anything is rotated. Raises: as `ready`."""
+        path = _checked(path)
+        granted = self._look(path)
+        paths = SecretPaths.of(self._kv.mount, path)
+        found = missing(paths, granted, written=False)
+        notes = []
+        known = self._kv.metadata(path) if _may(granted, paths.metadata, "read") else None
+        if known is not None and _lasts(known.delete_version_after):
+            notes.append(f"delete_version_after is {known.delete_version_after}: what is written vanishes after that")
+        if known is not None and known.custom is None:
+            notes.append("this server knows no custom_metadata")
+        return Survey(missing=found, policy_lines=policy_lines(found, granted), notes=notes)
 
     def read(self, path: str, version: int | None = None) -> StoredSecret:
         """The current version of `path`, or an older one.
 
-        Values that are not strings belong to others: they are given as JSON text, so that they can be seen and
-        compared, while `put` keeps the real ones.
-
-        Returns: version 0 and data None where nothing was ever written; the version and data None where the current
-            one is deleted or destroyed.
+        Returns: version 0 and data None where nothing was ever written, or the older version is no longer kept; the
+            version and data None where it is deleted or destroyed.
         """
-        current = self._read(_checked(path), version)
-        data = None if current.data is None else {name: _as_text(value) for name, value in current.data.items()}
-        return StoredSecret(version=current.version, data=data)
+        return self._kv.read(_checked(path), version)
 
-    def put(self, path: str, fields: Mapping[str, str], *, expected: Mapping[str, str | None] | None = None) -> int:
+    def put(self, path: str, fields: Mapping[str, str], *, judge: Judge | None = None, known: int | None = None) -> int:
         """Make `fields` current at `path`, keep all other fields, and return the version that holds them.
 
         Reads, merges, writes with `cas`, and reads again when somebody wrote in between. A version that shows `fields`
@@ -134,137 +157,147 @@ class VaultStore:
         Args:
             path: below the mount.
             fields: field name → value.
-            expected: what our fields held when we last looked, None for absent. Only the names in it are compared.
+            judge: is shown what is about to be written over; raises Conflict where that must not be.
+            known: a version with no fields but ours that may be written over: one request, while it is the current one.
 
         Raises:
-            Conflict: VAULT_CONFLICT, one of our fields holds neither what is expected nor what is to be written.
+            Conflict: the judge's.
             Transient: VAULT_CONFLICT where the path changed under each of `CAS_ATTEMPTS` writes; and as `read`.
             Permanent: as `read`.
         """
         path = _checked(path)
+        if known is not None and (version := self._write(path, fields, cas=known)) is not None:
+            return version
         for _ in range(CAS_ATTEMPTS):
-            current = self._read(path)
-            if current.shows(fields):
+            current = self._kv.read(path)
+            held = current.data or {}
+            if current.data is not None and all(held.get(name) == value for name, value in fields.items()):
                 return current.version
-            self._refuse_overwriting(path, current, fields, expected or {})
-            version = self._write(path, {**(current.data or {}), **fields}, cas=current.version)
+            if judge is not None:
+                judge(current)
+            version = self._write(path, {**held, **fields}, cas=current.version)
             if version is not None:
                 return version
-        message = f"vault: write {self._shown(path)}: it changed under {CAS_ATTEMPTS} writes in a row"
+        message = f"vault: write {self._kv.shown(path)}: it changed under {CAS_ATTEMPTS} writes in a row"
+        raise Transient(message, reason=Reason.VAULT_CONFLICT)
+
+    def undelete(self, path: str, version: int) -> None:
+        """Take a version's deletion back. Raises: Transient; Permanent VAULT_DENIED with the policy lines to add."""
+        path = _checked(path)
+        paths = SecretPaths.of(self._kv.mount, path)
+        granted = self._look(path)
+        lacking = [each for each in missing(paths, granted, written=True) if each.path == paths.undelete]
+        if lacking:
+            raise _denied(lacking, granted)
+        self._kv.undelete(path, version)
+
+    def annotate(self, path: str, facts: Mapping[str, str]) -> None:
+        """Lay `facts` over the path's `custom_metadata`, values cut at 512 bytes; what others keep there stays.
+
+        An empty fact takes its name away: Vault keeps no empty values. Nothing happens where the server knows no
+        `custom_metadata`, or the policy does not let us read and write it.
+
+        Raises: as `read`; Transient VAULT_CONFLICT where others change it all the time.
+        """
+        path = _checked(path)
+        paths = SecretPaths.of(self._kv.mount, path)
+        granted = self._look(path)
+        if not (_may(granted, paths.metadata, "read") and _may(granted, paths.metadata, "update")):
+            return
+        ours = {name: _fitting(value) for name, value in facts.items()}
+        for _ in range(CAS_ATTEMPTS):
+            known = self._kv.metadata(path)
+            if known is None or known.custom is None:
+                return
+            wanted = {name: value for name, value in {**known.custom, **ours}.items() if value or name not in ours}
+            if wanted == known.custom or self._kv.annotate(path, known, wanted):
+                return
+        message = (
+            f"vault: write the metadata of {self._kv.shown(path)}: it changed under {CAS_ATTEMPTS} writes in a row"
+        )
         raise Transient(message, reason=Reason.VAULT_CONFLICT)
 
     def renew(self) -> datetime | None:
         """Keep the login alive; returns when the token ends, aware UTC, or None for one that never does."""
         return self._login.renew()
 
+    def credentials(self) -> Sequence[Credential]:
+        """What the logins hang on and that ends by itself: an unwrapped secret id. Raises: RotatorError."""
+        return self._login.credentials()
+
     def close(self) -> None:
         """Give back connections; never raises. The token is left to end by itself: another replica may share it."""
         self._wire.close()
 
-    # --- one request each -------------------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _read(self, path: str, version: int | None = None) -> _Current:
-        def send(adapter: RawAdapter) -> requests.Response:
-            # raise_on_deleted_version only matters to hvac's warning about its default: nothing is raised here
-            response: requests.Response = KvV2(adapter).read_secret_version(
-                path, version=version, mount_point=self._mount, raise_on_deleted_version=False
-            )
-            return response
+    def _look(self, path: str) -> Granted:
+        """Health, engine and capabilities; asked anew after `CHECK_HOLDS` seconds, and after a refused write."""
+        now = self._clock.monotonic()
+        with self._lock:
+            known = self._looked.get(path)
+        if known is not None and now < known.holds_until:
+            return known.granted
+        self._wire.health()
+        self._kv.check_engine(path)
+        paths = SecretPaths.of(self._kv.mount, path)
+        granted = self._kv.capabilities(paths.all)
+        if not any(each.needed for each in missing(paths, granted, written=False)):  # a mended policy is seen at once
+            with self._lock:
+                self._looked[path] = _Looked(granted=granted, holds_until=now + CHECK_HOLDS)
+        return granted
 
-        what = f"read {self._shown(path)}"
-        answer = self._login.call("read", send, what=what)
-        if answer.ok or answer.status == 404:
-            found = answer.part("data", "metadata").get("version")
-            if isinstance(found, int):
-                data = answer.body["data"]
-                held = data.get("data") if isinstance(data, Mapping) else None
-                return _Current(version=found, data=held if answer.ok and isinstance(held, Mapping) else None)
-        if answer.status == 404 and answer.is_json and not answer.text and answer.body.get("errors") == []:
-            return _Current(version=0, data=None)
-        raise self._refused(answer, what)
+    def _write(self, path: str, data: Mapping[str, object], *, cas: int) -> int | None:
+        try:
+            return self._kv.write(path, data, cas=cas)
+        except Permanent:
+            with self._lock:
+                self._looked.pop(path, None)
+            raise
 
-    def _write(self, path: str, data: Mapping[str, Any], *, cas: int) -> int | None:
-        """The version written, or None where `cas` did not match."""
+    def _refuse_missing(self, found: Sequence[Missing], granted: Granted, *, only: str | None = None) -> None:
+        lacking = [each for each in found if each.needed and only in (None, *each.capabilities)]
+        if lacking:
+            raise _denied(lacking, granted)
 
-        def send(adapter: RawAdapter) -> requests.Response:
-            response: requests.Response = KvV2(adapter).create_or_update_secret(
-                path, dict(data), cas=cas, mount_point=self._mount
-            )
-            return response
-
-        what = f"write {self._shown(path)}"
-        answer = self._login.call("write", send, what=what)
-        if answer.status == 400 and _CAS_MISMATCH in answer.text:
-            return None
-        version = answer.part("data").get("version")
-        if answer.ok and isinstance(version, int):
-            return version
-        raise self._refused(answer, what)
-
-    def _capabilities(self, path: str) -> frozenset[str]:
-        full = f"{self._mount}/data/{path}"
-
-        def send(adapter: RawAdapter) -> requests.Response:
-            response: requests.Response = Capabilities(adapter).get_capabilities(  # type: ignore[no-untyped-call]
-                [full]
-            )
-            return response
-
-        what = f"capabilities-self on {full}"
-        answer = self._login.call("capabilities", send, what=what)
-        if not answer.ok:
-            raise self._refused(answer, what)
-        found = answer.part("data").get(full, answer.body.get(full, answer.body.get("capabilities")))
-        return frozenset(str(each) for each in found) if isinstance(found, list) else frozenset()
-
-    def _check_engine(self, path: str) -> None:
-        """Refuse what is known not to be KV version 2; a token that may not ask is let through."""
-
-        def send(adapter: RawAdapter) -> requests.Response:
-            return adapter.get(format_url("/v1/sys/internal/ui/mounts/{mount}/{path}", mount=self._mount, path=path))
-
-        answer = self._login.call("mounts", send, what=f"mount of {self._shown(path)}")
-        if not answer.ok:
+    def _refuse_losing_the_way_back(self, path: str, version: int, versions: int, lasting: timedelta) -> None:
+        """Raise VAULT_VERSIONS where the current version would be pushed out, or deleted, while it may be needed."""
+        known = self._kv.metadata(path)
+        if known is None:
             return
-        engine = answer.part("data")
-        if engine.get("type") not in ("kv", "generic", None):
-            raise self._no_kv2(f"{self._mount} is a {engine.get('type')} engine")
-        version = answer.part("data", "options").get("version")
-        if engine.get("type") is not None and version != "2":
-            raise self._no_kv2(f"{self._mount} is KV version 1")
+        kept = known.max_versions or self._kv.mount_versions()
+        shown = self._kv.shown(path)
+        if kept < versions:
+            words = f"{shown} keeps {kept} versions and {versions} are needed: the way back would be pushed out"
+            raise Permanent(f"vault: {words}", reason=Reason.VAULT_VERSIONS)
+        if self._ends_within(known, version, lasting):
+            words = f"delete_version_after takes version {version} of {shown}, the way back, before it could be used"
+            raise Permanent(f"vault: {words}", reason=Reason.VAULT_VERSIONS)
 
-    # --- errors -----------------------------------------------------------------------------------------------------
+    def _ends_within(self, known: Metadata, version: int, lasting: timedelta) -> bool:
+        at = deletion_of(known, version)
+        return at is not None and at <= self._clock.now() + lasting
 
-    def _refuse_overwriting(
-        self, path: str, current: _Current, fields: Mapping[str, str], expected: Mapping[str, str | None]
-    ) -> None:
-        held = {name: _as_text(value) for name, value in (current.data or {}).items()}  # as `read` shows it
-        changed = [name for name, was in expected.items() if held.get(name) not in (was, fields.get(name, was))]
-        if changed:
-            names = ", ".join(sorted(changed))
-            message = f"vault: write {self._shown(path)}: version {current.version} by somebody else changed {names}"
-            raise Conflict(message, reason=Reason.VAULT_CONFLICT)
 
-    def _refused(self, answer: VaultAnswer, what: str) -> RotatorError:
-        text = answer.text
-        if answer.status == 400 and answer.denied:
-            return Permanent(f"vault: {what}: {text}", reason=Reason.VAULT_AUTH)
-        if answer.ok:
-            return self._no_kv2(f"{what}: the answer is not that of KV version 2")
-        if answer.status == 404:
-            return self._no_kv2(f"{what}: HTTP 404: {text or 'no KV version 2 engine answers there'}")
-        return status_error(answer.status, text, what=what)
+def _denied(lacking: Sequence[Missing], granted: Granted) -> Permanent:
+    words = "; ".join(str(each) for each in lacking)
+    return Permanent(f"vault: {words}; add: {policy_lines(lacking, granted)}", reason=Reason.VAULT_DENIED)
 
-    def _no_kv2(self, text: str) -> Permanent:
-        hint = f"`vault kv enable-versioning {self._mount}` makes a KV version 1 mount version 2"
-        return Permanent(f"vault: {text}; {hint}", reason=Reason.VAULT_PATH_INVALID)
 
-    def _missing(self, capability: str, path: str) -> Permanent:
-        message = f"vault: the policy lacks `{capability}` on {self._mount}/data/{path}"
-        return Permanent(message, reason=Reason.VAULT_DENIED)
+def _may(granted: Granted, path: str, capability: str) -> bool:
+    held = granted.get(path, frozenset())
+    return capability in held or "root" in held
 
-    def _shown(self, path: str) -> str:
-        return f"{self._mount}/{path}"
+
+def _lasts(duration: str) -> bool:
+    """Whether a duration as Go writes it is more than nothing."""
+    return any(digit in "123456789" for digit in duration)
+
+
+def _fitting(value: str) -> str:
+    """The value as `custom_metadata` takes it: printable, and not too long."""
+    printable = "".join(each if each.isprintable() else "?" for each in value)
+    return printable.encode()[:LONGEST_VALUE].decode(errors="ignore")
 
 
 def _checked(path: str) -> str:
@@ -273,7 +306,3 @@ def _checked(path: str) -> str:
     if any(part in ("", ".", "..") for part in inner.split("/")) or not inner.isprintable():
         raise Permanent(f"vault: {path!r} is no path of a secret", reason=Reason.VAULT_PATH_INVALID)
     return inner
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -1,4 +1,4 @@
-"""The daemon's own token at Vault: given to it, or got by AppRole; renewed, and replaced when it is refused.
+"""The daemon's own token at Vault, however it is got: renewed, and replaced when it is refused.
 
 Vault answers an expired token and a policy that forbids with the same 403, so a refusal is looked into (lookup-self)
 before a new login is spent: a `secret_id` may have a limited number of uses.
@@ -7,57 +7,39 @@ before a new login is spent: a `secret_id` may have a limited number of uses.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
 import requests
+import structlog
 from hvac.adapters import RawAdapter
-from hvac.api.auth_methods import AppRole, Token
+from hvac.api.auth_methods import Token
 
 from rotator.errors import Permanent, RotatorError, Transient
-from rotator.model import Secret
-from rotator.ports import Clock, Reveal
+from rotator.model import Credential
+from rotator.ports import Clock
 from rotator.reasons import Reason
+from rotator.stores.vault_auth import AppRoleAuth, Auth, Login, TokenAuth, seconds
 from rotator.stores.vault_wire import Send, VaultAnswer, VaultWire
+from rotator.stores.vault_wrapped import WrappedAppRoleAuth
+
+__all__ = ["AppRoleAuth", "Auth", "Login", "TokenAuth", "VaultLogin"]
 
 # A living token younger than this is not replaced for being refused; an older one is, since its role's policies may
 # have been mended and reach only a new token.
 _YOUNG: Final = 60.0
 _END_MARGIN: Final = 0.1  # of a lease: a token so near its end is replaced before it is used
+_READ_EVERY: Final = 1.0  # seconds: how soon a token that an agent has replaced is taken up
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenAuth:
-    """A token from elsewhere (an agent's file, for example); read anew when it is refused and at each renewal."""
-
-    token: Reveal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppRoleAuth:
-    """Login by AppRole; both halves are read at each login."""
-
-    role_id: Reveal
-    secret_id: Reveal
-    mount: str = "approle"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Login:
-    """A token and what is known of its life; times are seconds on the clock's monotonic scale."""
-
-    token: Secret = field(repr=False)
-    made_at: float
-    lease: float | None = None  # seconds, as first granted; None: not known
-    ends_at: float | None = None  # None: not known, or never
-    renewable: bool = True
+_log = structlog.get_logger(__name__)
 
 
 class VaultLogin:
     """Holds the token that all requests share. Thread safe: one login at a time."""
 
-    def __init__(self, wire: VaultWire, *, auth: TokenAuth | AppRoleAuth, clock: Clock) -> None:
+    def __init__(self, wire: VaultWire, *, auth: Auth, clock: Clock) -> None:
         self._wire = wire
         self._auth = auth
         self._clock = clock
@@ -65,18 +47,24 @@ class VaultLogin:
         self._login: Login | None = None
         self._failure: RotatorError | None = None
         self._failures = 0
+        self._read_at = float("-inf")  # when a given token was last read
+        self._unreadable = False
 
-    def call(self, operation: str, send: Send, *, what: str) -> VaultAnswer:
-        """One request with the token; where it is refused and another token may help, once more with that."""
+    def call(self, operation: str, send: Send, *, what: str, optional: bool = False) -> VaultAnswer:
+        """One request with the token; where it is refused and another token may help, once more with that.
+
+        Args:
+            optional: the least policy may forbid it, so that a refusal says nothing of the token.
+        """
         login = self.current()
         answer = self._wire.call(operation, send, what=what, token=login.token)
-        if not answer.denied:
+        if not answer.denied or optional:
             return answer
         other = self._after_refusal(login)
         return answer if other is None else self._wire.call(operation, send, what=what, token=other.token)
 
     def current(self) -> Login:
-        """The login, made where there is none or it ends about now.
+        """The login, made where there is none or it ends about now; a given token as its place holds it now.
 
         Raises:
             Permanent: VAULT_AUTH, refused; those who waited for it are refused with it.
@@ -84,7 +72,7 @@ class VaultLogin:
         """
         login = self._login
         if login is not None and not self._over(login):
-            return login
+            return login if self._auth.repeatable else self._reread(login)
         seen = self._failures
         with self._lock:
             login = self._login
@@ -95,18 +83,27 @@ class VaultLogin:
             return self._replace()
 
     def ready(self) -> None:
-        """Raise where the token is not accepted: AppRole logs in, a given token is looked up."""
+        """Raise where the token is not accepted: logs in where that is possible, a given token is looked up.
+
+        Raises: as `current`; Permanent VAULT_WRAPPING_TOKEN_USED.
+        """
+        if isinstance(self._auth, WrappedAppRoleAuth):
+            self._auth.look(self._wire, self._clock)
         login = self.current()
-        if isinstance(self._auth, TokenAuth):
+        if not self._auth.repeatable:
             self._lookup(login)
+
+    def credentials(self) -> Sequence[Credential]:
+        """What the logins hang on and that ends by itself: an unwrapped secret id. Raises: RotatorError."""
+        return self._auth.credentials() if isinstance(self._auth, WrappedAppRoleAuth) else []
 
     def ensure_life(self, needed: float) -> None:
         """Raise Permanent VAULT_AUTH where the token can't be made to live `needed` seconds more.
 
-        A role whose tokens are shorter than that passes: AppRole logs in again whenever one ends.
+        A role whose tokens are shorter than that passes where logins can be repeated: one follows whenever one ends.
         """
         login = self.current()
-        if isinstance(self._auth, AppRoleAuth):
+        if self._auth.repeatable:
             if login.ends_at is not None and self._left(login) < min(needed, (login.lease or needed) / 2):
                 self._replace_unless_newer(login)
             return
@@ -118,18 +115,18 @@ class VaultLogin:
             raise Permanent(f"vault: the token ends in {left:.0f} s and can't be renewed", reason=Reason.VAULT_AUTH)
 
     def renew(self) -> datetime | None:
-        """Renew the token; AppRole logs in anew where a renewal no longer adds to its life.
+        """Renew the token; a repeatable login is made anew where a renewal no longer adds to the token's life.
 
         Returns: when the token ends, aware UTC; None for one that never does.
 
         Raises: Permanent VAULT_AUTH, Transient.
         """
-        login = self._renew_approle() if isinstance(self._auth, AppRoleAuth) else self._renew_given()
+        login = self._renew_own() if self._auth.repeatable else self._renew_given()
         return None if login.ends_at is None else self._clock.now() + timedelta(seconds=self._left(login))
 
-    # --- one kind of login each -------------------------------------------------------------------------------------
+    # --- a login of our own, and a given token ------------------------------------------------------------------------
 
-    def _renew_approle(self) -> Login:
+    def _renew_own(self) -> Login:
         login = self.current()
         lease = login.lease
         if lease is None:
@@ -149,13 +146,42 @@ class VaultLogin:
             return login
 
     def _renew_given(self) -> Login:
-        login, given = self.current(), self._given()
-        if given.token != login.token:
-            login = self._keep(login, given)
+        login = self.current()
+        with self._lock:
+            login = self._given(login)
         looked = self._lookup(login)
         if looked.ends_at is not None and looked.renewable:
             looked = self._renew_self(looked) or looked
         return looked
+
+    def _reread(self, known: Login) -> Login:
+        """The given token, read again where the last reading is a while ago and nobody else is at it."""
+        if self._clock.monotonic() - self._read_at < _READ_EVERY or not self._lock.acquire(blocking=False):
+            return known
+        try:
+            return self._given(known)
+        finally:
+            self._lock.release()
+
+    def _given(self, known: Login) -> Login:
+        """What the place of a given token holds now; the known one while it can't be read: an agent may be at it.
+
+        The caller holds the lock.
+        """
+        self._read_at = self._clock.monotonic()
+        try:
+            given = self._auth.login(self._wire, self._clock)
+        except RotatorError as exc:
+            if not self._unreadable:
+                _log.warning("vault_token_unreadable", reason=exc.reason.value, error=exc.message)
+            self._unreadable = True
+            return known
+        self._unreadable = False
+        if given.token == known.token:
+            return known
+        _log.info("vault_token_taken_up")
+        self._login = given
+        return given
 
     def _after_refusal(self, refused: Login) -> Login | None:
         """Another token to try, or None where the policy must be what forbids."""
@@ -163,10 +189,9 @@ class VaultLogin:
             login = self._login
             if login is not None and login is not refused and login.token != refused.token:
                 return login
-            if isinstance(self._auth, TokenAuth):
-                given = self._given()
+            if not self._auth.repeatable:
+                given = self._given(refused)
                 if given.token != refused.token:
-                    self._login = given
                     return given
                 self._lookup(refused)
                 return None
@@ -190,38 +215,11 @@ class VaultLogin:
     def _replace(self) -> Login:
         """Log in; the caller holds the lock."""
         try:
-            self._login = self._approle(self._auth) if isinstance(self._auth, AppRoleAuth) else self._given()
+            self._login = self._auth.login(self._wire, self._clock)
         except RotatorError as exc:
             self._failure, self._failures = exc, self._failures + 1
             raise
         return self._login
-
-    def _given(self) -> Login:
-        assert isinstance(self._auth, TokenAuth)
-        return Login(token=_token(self._auth.token(), "vault: the given token"), made_at=self._clock.monotonic())
-
-    def _approle(self, auth: AppRoleAuth) -> Login:
-        role_id, secret_id = auth.role_id(), auth.secret_id()
-
-        def send(adapter: RawAdapter) -> requests.Response:
-            login = AppRole(adapter).login(role_id, secret_id, use_token=False, mount_point=auth.mount)
-            response: requests.Response = login
-            return response
-
-        start = self._clock.monotonic()
-        answer = self._wire.call("login", send, what=f"login at auth/{auth.mount}")
-        if not answer.ok:
-            text = f"vault: login at auth/{auth.mount}: HTTP {answer.status}: {answer.text}"
-            raise Permanent(text, reason=Reason.VAULT_AUTH)
-        granted = answer.part("auth")
-        lease = _seconds(granted.get("lease_duration"))
-        return Login(
-            token=_token(granted.get("client_token"), f"vault: login at auth/{auth.mount}: the answer's token"),
-            made_at=start,
-            lease=lease,
-            ends_at=None if lease is None else start + lease,
-            renewable=granted.get("renewable") is True,
-        )
 
     # --- what Vault knows of the token ------------------------------------------------------------------------------
 
@@ -232,7 +230,7 @@ class VaultLogin:
             text = f"vault: the token is not accepted (expired, revoked, or without lookup-self): {answer.text}"
             raise Permanent(text, reason=Reason.VAULT_AUTH)
         known = answer.part("data")
-        left = _seconds(known.get("ttl"))
+        left = seconds(known.get("ttl"))
         never = left is None and known.get("expire_time") is None
         return replace(
             login,
@@ -243,7 +241,7 @@ class VaultLogin:
     def _renew_self(self, login: Login) -> Login | None:
         start = self._clock.monotonic()
         answer = self._wire.call("renew", _renew_token, what="renew-self", token=login.token)
-        lease = _seconds(answer.part("auth").get("lease_duration")) if answer.ok else None
+        lease = seconds(answer.part("auth").get("lease_duration")) if answer.ok else None
         return None if lease is None else replace(login, ends_at=start + lease)
 
     def _left(self, login: Login) -> float:
@@ -251,7 +249,7 @@ class VaultLogin:
         return float("inf") if login.ends_at is None else login.ends_at - self._clock.monotonic()
 
     def _over(self, login: Login) -> bool:
-        return isinstance(self._auth, AppRoleAuth) and self._left(login) <= (login.lease or 0) * _END_MARGIN
+        return self._auth.repeatable and self._left(login) <= (login.lease or 0) * _END_MARGIN
 
 
 def _lookup_self(adapter: RawAdapter) -> requests.Response:
@@ -262,18 +260,6 @@ def _lookup_self(adapter: RawAdapter) -> requests.Response:
 def _renew_token(adapter: RawAdapter) -> requests.Response:
     response: requests.Response = Token(adapter).renew_self()  # type: ignore[no-untyped-call]  # hvac's stub
     return response
-
-
-def _token(value: object, what: str) -> Secret:
-    """A token that can stand in a header; anything else was never one."""
-    if isinstance(value, str) and value and value.isascii() and value.isprintable() and " " not in value:
-        return Secret(value)
-    raise Permanent(f"{what} is empty or holds characters that no token has", reason=Reason.VAULT_AUTH)
-
-
-def _seconds(value: object) -> float | None:
-    """A positive number of seconds; Vault writes 0 for "does not end"."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
 
 
 def _again(failure: RotatorError) -> RotatorError:

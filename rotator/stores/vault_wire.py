@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
+from urllib.parse import urljoin, urlsplit
 
 import hvac.exceptions
 import requests
@@ -34,8 +35,16 @@ _LONGEST_MESSAGE: Final = 200
 _CALLERS: Final = frozenset({400, 401, 403, 404, 405})
 # Where another address may do better.
 _ELSEWHERE: Final = frozenset({Reason.VAULT_UNREACHABLE, Reason.VAULT_SEALED, Reason.VAULT_UNAVAILABLE})
-# sys/health of a node that serves: active, standby (forwards), performance standby.
+# sys/health of a node that serves: active, standby (forwards, or names the active one), performance standby.
 _HEALTHY: Final = frozenset({200, 429, 473})
+_UNHEALTHY: Final = {
+    472: "it is a disaster recovery secondary",
+    474: "it is a standby that can't reach the active node",
+    501: "it is not initialized",
+    530: "it was removed from its cluster",
+}
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_PORTS: Final = {"http": 80, "https": 443}
 
 # The status that each of hvac's exceptions stands for; hvac raises none of them here but for a wrong argument.
 HVAC_STATUS: Final[Mapping[type[hvac.exceptions.VaultError], int]] = {
@@ -172,6 +181,7 @@ class VaultWire:
         urls: of one cluster, in the order to try; the last that served is tried first.
         namespace: `X-Vault-Namespace` for all but sys/health, which lives in the root namespace.
         ca_file: PEM of the authorities to trust, None for the system's.
+        client_cert: PEM files of our own certificate and its key, for servers that ask for one.
         timeout: for the connection, and for each read.
         clock, on_request: as everywhere; `peer` is "vault".
     """
@@ -182,6 +192,7 @@ class VaultWire:
         urls: Sequence[str],
         namespace: str | None,
         ca_file: str | None,
+        client_cert: tuple[str, str] | None = None,
         timeout: timedelta,
         clock: Clock,
         on_request: OnRequest,
@@ -196,17 +207,24 @@ class VaultWire:
         self._serving = 0
         self._session = requests.Session()
         self._session.verify = ca_file or True
+        self._session.cert = client_cert
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_connections=len(urls), pool_maxsize=POOL, max_retries=0))
 
-    def call(self, operation: str, send: Send, *, what: str, token: Secret | None = None) -> VaultAnswer:
+    def call(
+        self, operation: str, send: Send, *, what: str, token: Secret | None = None, elsewhere: bool = True
+    ) -> VaultAnswer:
         """One request; a next address is tried where one is unreachable, sealed or ill.
+
+        A standby that does not forward names the active node. That is asked where it is one of ours; no token goes to
+        an address that the configuration does not name.
 
         Args:
             operation: the metric's label.
             send: makes the request with hvac on the adapter that it is given.
             what: the operation and its path, for messages.
             token: sent where given.
+            elsewhere: False for a request that must not be made twice: only a redirect leads to another address.
 
         Returns: an answer below 300 or with status 400, 401, 403, 404, 405.
 
@@ -215,21 +233,49 @@ class VaultWire:
         """
         first: RotatorError | None = None
         start = self._serving
-        for step in range(len(self._urls)):
-            index = (start + step) % len(self._urls)
+        untried = [(start + step) % len(self._urls) for step in range(len(self._urls))]
+        while untried:
+            index = untried.pop(0)
             try:
-                answer = self._judge(*self._once(index, operation, send, what, token), what=what)
+                response, delay = self._once(index, operation, send, what, token)
+                if response.status_code in _REDIRECTS:
+                    active = self._active(index, response.headers.get("Location", ""), untried, what=what)
+                    untried.remove(active)
+                    untried.insert(0, active)
+                    continue
+                answer = self._judge(response, delay, what=what)
             except Transient as exc:
                 first = first or exc
-                if exc.reason not in _ELSEWHERE:
+                if exc.reason not in _ELSEWHERE or not elsewhere:
                     raise
                 continue
-            if step:
+            if index != start:
                 _log.info("vault answers at another address", address=index + 1, of=len(self._urls))
             self._serving = index
             return answer
-        assert first is not None  # there is at least one address
+        assert first is not None  # a redirect leads to an address that was not tried, and the last of them answers
         raise first
+
+    def _active(self, index: int, location: str, untried: Sequence[int], *, what: str) -> int:
+        """The address that a redirect leads to.
+
+        Raises: Transient VAULT_UNREACHABLE where that is none of ours, or was asked already.
+        """
+        try:
+            target = urljoin(self._urls[index] + "/", location)
+            found, shown = _origin(target), f"{urlsplit(target).scheme}://{urlsplit(target).netloc.rpartition('@')[2]}"
+        except ValueError:
+            found, shown = None, "nowhere"
+        mine = [each for each, url in enumerate(self._urls) if found is not None and _origin(url) == found]
+        left = [each for each in mine if each in untried]
+        if left:
+            return left[0]
+        why = "which was asked already" if mine else "which is not in `vault.url`, so no token is sent there"
+        raise Transient(f"vault: {what}: redirected to {shown}, {why}", reason=Reason.VAULT_UNREACHABLE)
+
+    def count(self, operation: str, code: str) -> None:
+        """Report a request that was not sent, since it must not be."""
+        self._on_request(RequestDone(peer="vault", operation=operation, code=code, seconds=0.0, skew=None))
 
     def health(self) -> None:
         """Raise where no address serves: Transient VAULT_UNREACHABLE, VAULT_SEALED or VAULT_UNAVAILABLE."""
@@ -263,6 +309,7 @@ class VaultWire:
             timeout=self._timeout,  # type: ignore[arg-type]  # requests takes fractions, hvac's stub says int
             namespace=self._namespace if namespaced else None,
             ignore_exceptions=True,
+            allow_redirects=False,  # requests would take the token along to any host
         )
         start, code, skew = self._clock.monotonic(), "unsent", None
         try:
@@ -300,8 +347,14 @@ def _read_health(adapter: RawAdapter) -> requests.Response:
 def _unhealthy(status: int, body: Mapping[str, object] | None) -> RotatorError:
     if status == 503 and (body or {}).get("sealed") is True:
         return Transient("vault: health: it is sealed", reason=Reason.VAULT_SEALED)
-    words = {501: "it is not initialized", 472: "it is a disaster recovery secondary"}.get(status, f"HTTP {status}")
+    words = _UNHEALTHY.get(status, f"HTTP {status}")
     return Transient(f"vault: health: {words}", reason=Reason.VAULT_UNAVAILABLE)
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port. Raises: ValueError."""
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(parts.scheme)
 
 
 def _json(response: requests.Response) -> Mapping[str, object] | None:

@@ -1,23 +1,35 @@
-"""Plays back exchanges that were recorded at a real Vault 1.8, each request checked against the recording."""
+"""Plays back exchanges that were recorded at a real Vault 1.8, each request checked against the recording: `Tape`
+inside hvac's own HTTP session, `VaultReplay` as a server on loopback.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import struct
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.response import HTTPResponse
+
+from rotator.stores import VaultStore
 
 RECORDED = Path(__file__).parent.parent / "data" / "vault-contract" / "exchanges.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """What must be asked, and what is answered; `body` None: whatever was asked. `cut`: reset, no answer."""
+    """What must be asked, and what is answered; `body` None: whatever was asked. `cut`: reset, no answer.
+
+    `note` is that of the recording; where `exact`, body and token must be the recorded ones too (`token` "": none).
+    """
 
     method: str
     path: str
@@ -26,6 +38,21 @@ class Exchange:
     body: object = None
     headers: Mapping[str, str] = field(default_factory=dict)
     cut: bool = False
+    note: str = ""
+    token: str = ""
+    exact: bool = False
+
+    @property
+    def payload(self) -> bytes:
+        """The answer's body as it goes over the wire."""
+        if isinstance(self.answer, bytes):
+            return self.answer
+        return b"" if self.answer is None else json.dumps(self.answer).encode()
+
+
+def notes() -> list[str]:
+    """The notes of all recorded exchanges, in their order."""
+    return [str(each["note"]) for each in json.loads(RECORDED.read_text())["exchanges"]]
 
 
 def recorded(note: str) -> Exchange:
@@ -40,8 +67,59 @@ def recorded(note: str) -> Exchange:
                 status=answered["status"],
                 answer=answered["json"],
                 headers=answered["headers"],
+                note=note,
+                token=asked["token"] or "",
+                exact=True,
             )
     raise KeyError(note)
+
+
+def answer_of(note: str, **changes: Any) -> Exchange:
+    """A recorded answer, to another request than the recorded one."""
+    return replace(recorded(note), **{"exact": False, "body": None, **changes})
+
+
+class Tape(HTTPAdapter):
+    """A transport of `requests` that plays exchanges in order; `asked` are the requests, `played` the notes.
+
+    It takes the place of the socket in the session that hvac sends by: hvac, requests and urllib3's answers are real.
+    """
+
+    def __init__(self, *exchanges: Exchange) -> None:
+        super().__init__()
+        self.left = list(exchanges)
+        self.played: list[str] = []
+
+    def into(self, store: VaultStore) -> None:
+        """Stand between the store's HTTP session and the network."""
+        for scheme in ("http://", "https://"):
+            store._wire._session.mount(scheme, self)
+
+    def send(self, request: requests.PreparedRequest, *args: object, **more: object) -> requests.Response:
+        """The answer to a request, as it would come from the socket."""
+        found = self.answer(request)
+        if found.cut:
+            raise requests.exceptions.ConnectionError("cut")
+        raw = HTTPResponse(
+            body=io.BytesIO(found.payload), headers=dict(found.headers), status=found.status, preload_content=False
+        )
+        return self.build_response(request, raw)
+
+    def answer(self, request: requests.PreparedRequest) -> Exchange:
+        """The next exchange, where its request is the one that was made."""
+        text = request.body or b""
+        assert isinstance(text, str | bytes)
+        body = json.loads(text) if text else None
+        asked = (request.method, request.path_url, body, request.headers.get("X-Vault-Token", ""))
+        assert self.left, f"nothing more was to be asked, but {asked}"
+        found = self.left.pop(0)
+        wanted = (found.method, found.path, found.body, found.token)
+        if found.exact:
+            assert wanted == asked
+        else:
+            assert (wanted[:2], True) == (asked[:2], found.body in (None, body))
+        self.played.append(found.note)
+        return found
 
 
 class VaultReplay:
@@ -107,10 +185,7 @@ class VaultReplay:
             http.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             http.connection.close()
             return
-        if isinstance(expected.answer, bytes):
-            payload = expected.answer
-        else:
-            payload = b"" if expected.answer is None else json.dumps(expected.answer).encode()
+        payload = expected.payload
         http.send_response(expected.status)
         for name, value in {**expected.headers, "Content-Length": str(len(payload))}.items():
             http.send_header(name, value)

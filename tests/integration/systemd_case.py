@@ -17,7 +17,9 @@ from pathlib import Path
 from rotator.clock import SystemClock
 from rotator.consumers.systemd import SystemdConsumer
 from rotator.errors import RotatorError
-from rotator.model import Ticket
+from rotator.model import Order, Ticket
+
+ORDER = Order(key="building-a", version=1)
 
 UNITS = Path("/etc/systemd/system")
 NOBODY = 65534
@@ -27,10 +29,12 @@ STUBBORN = "ExecStart=/bin/sh -c 'trap \"\" TERM; touch /run/stubborn; while :; 
 Outcome = dict[str, object]
 
 
-def consumer(unit: str, timeout: float = 10, scope: str = "system", action: str = "restart") -> SystemdConsumer:
+def consumer(
+    unit: str, timeout: float = 10, scope: str = "system", action: str = "restart", signal: str | None = None
+) -> SystemdConsumer:
     """A consumer of this unit."""
     limit, clock = timedelta(seconds=timeout), SystemClock()
-    return SystemdConsumer("ingest", unit=unit, scope=scope, action=action, timeout=limit, clock=clock)
+    return SystemdConsumer("ingest", unit=unit, scope=scope, action=action, signal=signal, timeout=limit, clock=clock)
 
 
 def systemctl(*arguments: str) -> str:
@@ -67,13 +71,13 @@ def outcome(call: Callable[[], object]) -> Outcome:
 
 def every(subject: SystemdConsumer) -> Outcome:
     """Preflight and restart."""
-    return {"preflight": outcome(subject.preflight), "restart": outcome(subject.restart)}
+    return {"preflight": outcome(subject.preflight), "restart": outcome(lambda: subject.restart(ORDER))}
 
 
 def crashing(subject: SystemdConsumer) -> Outcome:
     """Restart, then look until something is wrong: the first error, by which verb, and what was well before."""
     try:
-        ticket = subject.restart()
+        ticket = subject.restart(ORDER)
     except RotatorError as exc:
         return {"verb": "restart", "error": type(exc).__name__, "reason": exc.reason.value, "message": exc.message}
     first = outcome(lambda: subject.check(ticket))
@@ -90,7 +94,7 @@ def good() -> Outcome:
     before, called = show(name, "MainPID"), time.time()
     subject = consumer(name)
     found = every(subject)
-    ticket = subject.restart()
+    ticket = subject.restart(ORDER)
     return found | {
         "before": before,
         "called": called,
@@ -107,7 +111,7 @@ def stopped() -> Outcome:
 def restarted_by_others() -> Outcome:
     name = unit("others.service", SLEEP)
     subject = consumer(name)
-    ticket = subject.restart()
+    ticket = subject.restart(ORDER)
     systemctl("restart", name)
     return outcome(lambda: subject.check(ticket))
 
@@ -181,8 +185,50 @@ def reloads() -> Outcome:
     systemctl("start", name)
     subject = consumer(name, action="reload")
     found = every(subject)
-    ticket = subject.restart()
+    ticket = subject.restart(ORDER)
     return found | {"check": outcome(lambda: subject.check(ticket)), "pid": show(name, "MainPID")}
+
+
+def signalled() -> Outcome:
+    trap = "ExecStart=/bin/sh -c 'trap \"touch /run/hup\" HUP; touch /run/trapped; while :; do sleep 0.05; done'"
+    name = unit("signalled.service", trap)
+    systemctl("start", name)
+    _wait(Path("/run/trapped"))
+    subject = consumer(name, action="kill", signal="SIGHUP")
+    found = every(subject)
+    ticket = subject.restart(ORDER)
+    _wait(Path("/run/hup"))
+    return found | {"check": outcome(lambda: subject.check(ticket)), "pid": show(name, "MainPID")}
+
+
+def dies_of_the_signal() -> Outcome:
+    name = unit("mortal.service", SLEEP)
+    systemctl("start", name)
+    return crashing(consumer(name, action="kill", signal="SIGHUP"))
+
+
+def comes_back_from_the_signal() -> Outcome:
+    name = unit("lazarus.service", f"{SLEEP}\nRestart=always\nRestartSec=0")
+    systemctl("start", name)
+    return crashing(consumer(name, action="kill", signal="SIGHUP"))
+
+
+def signal_without_a_process() -> Outcome:
+    return every(consumer(unit("nobody.service", SLEEP), action="kill", signal="SIGHUP"))
+
+
+def reload_kills() -> Outcome:
+    # a moment later, or the job itself might fail by it
+    kills = "ExecReload=/bin/sh -c '(sleep 0.3; kill -KILL $MAINPID) &'"
+    name = unit("fragile.service", f"{SLEEP}\n{kills}\nRestart=always\nRestartSec=0")
+    systemctl("start", name)
+    return crashing(consumer(name, action="reload"))
+
+
+def _wait(path: Path) -> None:
+    deadline = time.monotonic() + 10
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def cannot_reload() -> Outcome:
@@ -198,7 +244,7 @@ def target() -> Outcome:
     (UNITS / "group.target").write_text("[Unit]\nDescription=test\n")
     systemctl("daemon-reload")
     subject = consumer("group.target")
-    ticket = subject.restart()
+    ticket = subject.restart(ORDER)
     return {"marks": sorted(ticket.marks), "check": outcome(lambda: subject.check(ticket))}
 
 

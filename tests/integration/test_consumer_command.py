@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,11 @@ from rotator.clock import SystemClock
 from rotator.consumers import KINDS
 from rotator.consumers.command import KEPT, CommandConsumer
 from rotator.errors import Permanent, Transient
+from rotator.model import Order
 from rotator.ports import Consumer
 from rotator.reasons import Reason
+
+ORDER = Order(key="building-a", version=1)
 
 
 def command(
@@ -64,7 +68,7 @@ def test_restarted() -> None:
     """Exit 0 is *restarted*, at the time at which the program was started; a later look has nothing to see."""
     consumer = shell("sleep 0.2")
     before = datetime.now(UTC)
-    ticket = consumer.restart()
+    ticket = consumer.restart(ORDER)
     assert ticket.consumer == "edge"
     assert before <= ticket.restarted_at < before + timedelta(seconds=0.2)
     consumer.check(ticket)
@@ -72,7 +76,7 @@ def test_restarted() -> None:
 
 def test_arguments_are_no_shell_line(tmp_path: Path) -> None:
     """What a shell would read as a command is an argument."""
-    command("touch", "a; touch b", cwd=str(tmp_path)).restart()
+    command("touch", "a; touch b", cwd=str(tmp_path)).restart(ORDER)
     assert [path.name for path in tmp_path.iterdir()] == ["a; touch b"]
 
 
@@ -82,7 +86,9 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("LANG", raising=False)
     script = "import json, os, sys; json.dump(dict(os.environ), open(sys.argv[1], 'w'))"
-    command(sys.executable, "-c", script, str(tmp_path / "out"), env={"UNIT": "ingest", "TZ": "Asia/Tokyo"}).restart()
+    command(sys.executable, "-c", script, str(tmp_path / "out"), env={"UNIT": "ingest", "TZ": "Asia/Tokyo"}).restart(
+        ORDER
+    )
     seen = json.loads((tmp_path / "out").read_text())
     seen.pop("LC_CTYPE", None)  # Python sets it for itself where no locale is set
     assert {"PATH": os.environ["PATH"], "HOME": "/home/me", "TZ": "Asia/Tokyo", "UNIT": "ingest"} == seen
@@ -90,7 +96,7 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_input_and_a_session_of_its_own() -> None:
     """Standard input is at its end, and the program leads a session."""
-    shell("! read line && test $(ps -o sid= -p $$) = $$").restart()
+    shell("! read line && test $(ps -o sid= -p $$) = $$").restart(ORDER)
 
 
 @pytest.mark.parametrize(
@@ -105,14 +111,14 @@ def test_no_input_and_a_session_of_its_own() -> None:
 def test_failed(script: str, said: str) -> None:
     """Another exit is worth another try, and the last line of output is in the message."""
     with pytest.raises(Transient) as failed:
-        shell(script).restart()
+        shell(script).restart(ORDER)
     assert (said, Reason.CONSUMER_RESTART_FAILED) == (failed.value.message, failed.value.reason)
 
 
 def test_much_output() -> None:
     """Megabytes of output neither block the program nor fill the memory; the end is what is kept."""
     with pytest.raises(Transient) as failed:
-        shell(f"yes | head -c {100 * KEPT}; echo; echo the end; exit 4").restart()
+        shell(f"yes | head -c {100 * KEPT}; echo; echo the end; exit 4").restart(ORDER)
     assert failed.value.message == "edge: exit 4: the end"
 
 
@@ -120,7 +126,7 @@ def test_endless_output() -> None:
     """A program that writes without an end is ended in time."""
     began = time.monotonic()
     with pytest.raises(Transient) as failed:
-        command("yes", timeout=0.3).restart()
+        command("yes", timeout=0.3).restart(ORDER)
     assert failed.value.reason is Reason.CONSUMER_TIMEOUT
     assert time.monotonic() - began < 3
 
@@ -130,7 +136,7 @@ def test_too_long(pids: Path) -> None:
     script = f"trap '' TERM; sleep 60 & echo $$ $! >{pids}; echo waiting; wait; sleep 60"
     began = time.monotonic()
     with pytest.raises(Transient) as failed:
-        shell(script, timeout=0.3).restart()
+        shell(script, timeout=0.3).restart(ORDER)
     assert (failed.value.message, failed.value.reason) == (
         "edge: still running after 0.3 s, ended: waiting",
         Reason.CONSUMER_TIMEOUT,
@@ -143,7 +149,7 @@ def test_too_long(pids: Path) -> None:
 def test_left_in_the_background(pids: Path) -> None:
     """What a program leaves running when it ends is left alone, and not waited for, though it holds the output."""
     began = time.monotonic()
-    shell(f"sleep 60 & echo $! >{pids}").restart()
+    shell(f"sleep 60 & echo $! >{pids}").restart(ORDER)
     assert time.monotonic() - began < 2
     assert not gone(int(pids.read_text()))
 
@@ -151,14 +157,14 @@ def test_left_in_the_background(pids: Path) -> None:
 def test_closed_output() -> None:
     """A program that closes its output is still waited for."""
     with pytest.raises(Transient, match="exit 7"):
-        shell("exec >&- 2>&-; sleep 0.2; exit 7").restart()
+        shell("exec >&- 2>&-; sleep 0.2; exit 7").restart(ORDER)
 
 
 @pytest.mark.parametrize("argv", [["no-such-program-anywhere"], ["/no/such/program"], ["./no-such-program"]])
 def test_missing(argv: list[str], tmp_path: Path) -> None:
     """A program that isn't there is found before, and at, the restart."""
     consumer = command(*argv, cwd=str(tmp_path))
-    for verb in (consumer.preflight, consumer.restart):
+    for verb in (consumer.preflight, partial(consumer.restart, ORDER)):
         with pytest.raises(Permanent) as failed:
             verb()
         assert failed.value.reason is Reason.CONSUMER_MISSING
@@ -167,7 +173,7 @@ def test_missing(argv: list[str], tmp_path: Path) -> None:
 def test_missing_folder() -> None:
     """So is a folder that isn't there, by its name."""
     consumer = command("true", cwd="/no/such/folder")
-    for verb in (consumer.preflight, consumer.restart):
+    for verb in (consumer.preflight, partial(consumer.restart, ORDER)):
         with pytest.raises(Permanent, match="/no/such/folder") as failed:
             verb()
         assert failed.value.reason is Reason.CONSUMER_MISSING
@@ -177,7 +183,7 @@ def test_forbidden(tmp_path: Path) -> None:
     """A file that may not be executed is refused before, and at, the restart."""
     program = tmp_path / "restart"
     program.write_text("#!/bin/sh\n")
-    for verb in (command(str(program)).preflight, command(str(program)).restart):
+    for verb in (command(str(program)).preflight, partial(command(str(program)).restart, ORDER)):
         with pytest.raises(Permanent) as failed:
             verb()
         assert failed.value.reason is Reason.CONSUMER_FORBIDDEN
@@ -189,7 +195,7 @@ def test_no_program(tmp_path: Path) -> None:
     program.write_bytes(b"\x00 neither a script nor a binary")
     program.chmod(0o755)
     with pytest.raises(Permanent) as failed:
-        command(str(program)).restart()
+        command(str(program)).restart(ORDER)
     assert failed.value.reason is Reason.CONSUMER_RESTART_FAILED
 
 
@@ -215,5 +221,5 @@ def test_nothing_left_behind() -> None:
     """No thread, file or child process stays."""
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        shell("echo ok").restart()
+        shell("echo ok").restart(ORDER)
     assert (threads, files) == (threading.active_count(), len(os.listdir("/proc/self/fd")))

@@ -21,14 +21,17 @@ import pytest
 from rotator.clock import SystemClock
 from rotator.consumers.systemd import SystemdConsumer
 from rotator.errors import Transient
-from rotator.model import Ticket
+from rotator.model import Order, Ticket
 from rotator.reasons import Reason
+
+ORDER = Order(key="building-a", version=1)
 
 ROOT = Path(__file__).parents[2]
 SANDBOX = ROOT / "tests" / "tools" / "systemd-sandbox"
 CASES = [
     *("good", "stopped", "restarted_by_others", "no_binary", "never_ready", "crash_at_start", "crash_later"),
     *("crash_and_restart", "missing", "no_suffix", "masked", "broken_file", "refuses", "dependency", "hangs_in_stop"),
+    *("signalled", "dies_of_the_signal", "comes_back_from_the_signal", "signal_without_a_process", "reload_kills"),
     *("job_timeout", "reloads", "cannot_reload", "reload_or_restart", "target", "user", "forbidden"),
 ]
 
@@ -153,6 +156,24 @@ def test_reload(cases: dict[str, Any]) -> None:
     assert case["restart"]["marks"]["main_pid"] == int(case["pid"])
 
 
+def test_signal(cases: dict[str, Any]) -> None:
+    """A signal reaches the main process, which stays as it is."""
+    case = cases["signalled"]
+    assert [raised(case[verb]) for verb in ("preflight", "restart", "check")] == [WELL] * 3
+    assert case["restart"]["marks"]["main_pid"] == int(case["pid"])
+
+
+@pytest.mark.parametrize("name", ["dies_of_the_signal", "comes_back_from_the_signal", "reload_kills"])
+def test_does_not_survive_a_reload_or_a_signal(cases: dict[str, Any], name: str) -> None:
+    """A process that a reload or a signal ends has crashed, whether systemd starts another one or not."""
+    assert raised(cases[name]) == CRASHED
+
+
+def test_signal_without_a_process(cases: dict[str, Any]) -> None:
+    """A unit that does not run can't be signalled."""
+    assert raised(cases["signal_without_a_process"]["restart"]) == FAILED
+
+
 def test_reload_or_restart(cases: dict[str, Any]) -> None:
     """A unit that can't reload is restarted where either is well."""
     assert raised(cases["reload_or_restart"]["restart"]) == WELL
@@ -189,7 +210,7 @@ def test_no_bus(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", address)
     ticket = Ticket(consumer="ingest", restarted_at=SystemClock().now())
     for subject in (consumer(), consumer("user")):
-        for verb in (subject.preflight, subject.restart, partial(subject.check, ticket)):
+        for verb in (subject.preflight, partial(subject.restart, ORDER), partial(subject.check, ticket)):
             with pytest.raises(Transient, match="no D-Bus of the") as failed:
                 verb()
             assert failed.value.reason is Reason.CONSUMER_RESTART_FAILED
@@ -217,7 +238,7 @@ def test_silent_bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answers: li
         thread.start()
         began = time.monotonic()
         with pytest.raises(Transient) as failed:
-            consumer().restart()
+            consumer().restart(ORDER)
         took = time.monotonic() - began
         over.set()
         thread.join(10)

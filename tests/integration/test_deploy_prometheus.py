@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy" / "prometheus"
 RULES = DEPLOY / "rotator.rules.yml"
 TESTS = sorted(DEPLOY.glob("*.test.yml"))
 
@@ -48,3 +49,13 @@ def test_a_wrong_threshold_would_be_noticed(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert "RotatorKeyExpiring" in done.stdout + done.stderr
+
+
+def test_operations_of_the_rules_are_those_of_the_store() -> None:
+    """An alert about Vault's requests names no operation that the store does not report."""
+    code = "".join(file.read_text() for file in (ROOT / "rotator" / "stores").glob("*.py"))
+    reported = set(re.findall(r'(?:call|count|_once)\((?:index, )?"(\w+)"', code))
+    selectors = re.findall(r'rotator_vault_requests_total\{operation[=!]~?"([a-z_|]+)"', RULES.read_text())
+
+    assert "unwrap" in {name for selector in selectors for name in selector.split("|")}
+    assert {name for selector in selectors for name in selector.split("|")} <= reported

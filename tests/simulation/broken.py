@@ -11,7 +11,7 @@ from rotator.journal.sqlite import Blob
 from rotator.lifecycle import advance
 from rotator.managed import ManagedKey
 from rotator.model import Step, StoredSecret, Strategy
-from rotator.ports import Store
+from rotator.ports import Judge, Store
 from rotator.rotation import DeactivateDone, IssueDone, Outcome, Rotation
 from simulation.fleet import SimVault
 from simulation.simulate import Parts
@@ -67,11 +67,11 @@ class WithoutCas:
             self._seen.setdefault(path, dict(stored.data or {}))
         return stored
 
-    def put(self, path: str, fields: Mapping[str, str], *, expected: Mapping[str, str | None] | None = None) -> int:
+    def put(self, path: str, fields: Mapping[str, str], *, judge: Judge | None = None, known: int | None = None) -> int:
         whole = {**self._seen.get(path, {}), **fields}
         held = self._vault.paths.get(path, [{}])[-1]
         gone = [name for name in held if name not in whole]
-        version = self._vault.put(path, whole, expected=None)
+        version = self._vault.put(path, whole)
         for name in gone:
             self._vault.paths[path][-1].pop(name, None)
         return version

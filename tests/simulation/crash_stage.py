@@ -18,7 +18,7 @@ from typing import NoReturn
 from rotator.engine import Engine
 from rotator.errors import RotatorError
 from rotator.keys import ROLL_BACK, KeyRecord
-from rotator.model import Identity, RotationEvent, Step, Strategy
+from rotator.model import Identity, Order, RotationEvent, Step, Strategy
 from rotator.rotation import Rotation
 from rotator.sealing import open_seal
 from rotator.settings import FileSeal
@@ -27,6 +27,8 @@ from rotator.taking_up import introduce, take_back
 from rotator.watcher import Watcher
 from simulation.crash_journal import Commit, TappedJournal, TappedSpool
 from simulation.world import AFTER, BEFORE, Broker, Consumer, Killed, Platform, SimClock, Vault, World, managed
+
+ORDER = Order(key="building-a", version=1)
 
 NAME, ORIGINAL, PATH = "building-a", "id-1", "mqtt/building-a"
 # After this long somebody has mended what was broken.
@@ -48,6 +50,7 @@ class Variant:
     dated: bool = True
     deactivates: bool = True
     expires: bool | None = None  # what the platform's documents say of dates; None: what it does
+    alone: bool = False  # nobody else keeps a field in the same secret, so that Vault is not read before a write
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +139,11 @@ class Stage:
         self._clock_mended_at: datetime | None = None
         self._last: Commit | None = None
         self.old_secret = self.platform.add(ORIGINAL).secret
-        self.vault.paths[PATH] = [{"username": ORIGINAL, "password": self.old_secret, "theirs": "kept"}]
+        others = {} if variant.alone else {"theirs": "kept"}
+        self.vault.paths[PATH] = [{"username": ORIGINAL, "password": self.old_secret, **others}]
         self.consumers = [Consumer(name, self.world, self.vault, self.platform, PATH) for name in ("ingest", "archive")]
         for consumer in self.consumers:
-            consumer.restart()
+            consumer.restart(ORDER)
         self.key = managed(NAME, ORIGINAL, self.platform, self.consumers)
         self.platform.on_change = self._cut_off
         self.platform.on_request = lambda done: self.engine.skew.seen(done)
@@ -269,9 +273,11 @@ class Stage:
         self._clock_mended_at = self.clock.true + CLOCK_MENDED_AFTER
         self._step_clock(span)
 
-    def somebody_writes(self, fields: dict[str, str]) -> None:
-        """Somebody else changes fields of our path in Vault."""
+    def somebody_writes(self, fields: dict[str, str], *, works: bool = False) -> None:
+        """Somebody else changes fields of our path in Vault; `works`: the broker lets in who comes with them."""
         self.vault.paths[PATH].append({**self.vault.current(PATH), **fields})
+        if works:
+            self.broker.strangers.add((fields["username"], fields["password"]))
 
     def person_asks(self, what: str) -> None:
         """As `Control` notes it."""

@@ -10,7 +10,7 @@ from rotator.keys import ISSUE_NOW, needs_a_person, state
 from rotator.model import KeyState, Result, Step, Strategy
 from rotator.reasons import Reason
 from simulation.crash_stage import ORIGINAL, PATH, Stage
-from simulation.fault_table import OTHERS, OURS, Plan, Row
+from simulation.fault_table import OTHERS, OURS, SPOILED, Plan, Row
 
 GRACE = timedelta(days=1)  # as `world.managed` sets it
 
@@ -18,17 +18,20 @@ GRACE = timedelta(days=1)  # as `world.managed` sets it
 def after_the_fault(stage: Stage, row: Row, plan: Plan, *, came_home: bool) -> list[str]:
     """All checks on a stage whose rotation has ended, or waits for a person."""
     broken = issued_for_a_reason(stage, row, plan) + unknown_found(stage, row, plan)
+    # what does not work is no reason to keep a secret from Vault that does: the broker settles it
+    settled = plan.written is SPOILED and row.step in {Step.PROMOTE, Step.REVERT}
+    changed = plan.written in (OURS, SPOILED) and not settled
     if plan.written is OURS:
         broken += written_over(stage, row)
-    if plan.written is OURS and (not came_home or not_at_home(stage)):
+    if changed and (not came_home or not_at_home(stage)):
         broken += asks_for_a_person(stage)
     elif not came_home:
         broken.append(f"not ended: {stage.rotation}")
-    elif stage.last.result is not row.route.result:
+    elif stage.last.result not in {row.route.result, Result.ROLLED_BACK if changed else row.route.result}:
         broken.append(f"ended {stage.last.result}: {stage.last.reason}")
     broken += not_at_home(stage) + answers_lost(stage, row) + retired_early(stage)
     broken += overwritten(stage, plan) + not_at_rest(stage)
-    if plan.written is not OURS:
+    if not changed:
         broken += the_wrong_secret(stage, row)
     return stage.tally.broken + broken
 
@@ -98,7 +101,8 @@ def retired_early(stage: Stage) -> list[str]:
 
 def overwritten(stage: Stage, plan: Plan) -> list[str]:
     """Nobody's fields are lost (rule 3)."""
-    wanted = plan.written if plan.written is OTHERS else {"theirs": "kept"}
+    usual = {} if stage.variant.alone else {"theirs": "kept"}
+    wanted = plan.written if plan.written is OTHERS else usual
     lost = {name for name, value in wanted.items() if stage.vault.current(PATH).get(name) != value}
     return [f"fields of somebody else overwritten: {sorted(lost)}"] if lost else []
 

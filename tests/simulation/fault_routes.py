@@ -16,7 +16,9 @@ REPLACE = Variant("replace", Strategy.REPLACE)
 DELETES = Variant("replace without deactivation", Strategy.REPLACE, deactivates=False)
 CHOSEN = Variant("chosen", Strategy.CHOSEN, dated=False)
 DATELESS = Variant("in place without the date it should have", Strategy.IN_PLACE, dated=False, expires=True)
-VARIANTS = (IN_PLACE, UNDATED, DATELESS, REPLACE, DELETES, CHOSEN)
+ALONE = Variant("in place alone", Strategy.IN_PLACE, alone=True)
+REPLACE_ALONE = Variant("replace alone", Strategy.REPLACE, alone=True)
+VARIANTS = (IN_PLACE, UNDATED, DATELESS, REPLACE, DELETES, CHOSEN, ALONE, REPLACE_ALONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,8 @@ ROUTES = (
         f"preflight issue [look look] {_ANEW} deactivate reconfirm delete finish",
         prepare=_NEVER,
     ),
+    Route(ALONE, "usual", "[preflight issue promote probe PROOF finish]"),
+    Route(REPLACE_ALONE, "usual", f"[{_ANEW} deactivate reconfirm delete finish]"),
     Route(REPLACE, "refused", "preflight issue probe [probe probe clean]", result=_BACK, prepare=_first_refused),
     Route(
         REPLACE,

@@ -20,7 +20,8 @@ from simulation.world import AFTER, BEFORE, Killed
 
 DAY = timedelta(days=1)
 ASKED_DELAY = timedelta(seconds=40)
-OURS = {"username": "somebody", "password": "elses-password"}
+OURS = {"username": "somebody", "password": "elses-password"}  # which works
+SPOILED = {"password": "a slip of the hand"}
 OTHERS = {"theirs": "changed", "more": "of theirs"}
 
 # --- what steps do to the world --------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ def _somebody_writes(row: Row, fields: dict[str, str]) -> Planned:
     """Between our read and our write where there are such, else before the step."""
     writes = row.effect is not None and row.effect.point == "vault.put"
     place = Place(row.index, EFFECT, BEFORE, "vault.put") if writes else Place(row.index, BEGIN)
-    return Plan(place, lambda stage, _left: stage.somebody_writes(fields), written=fields)
+    return Plan(place, lambda stage, _left: stage.somebody_writes(fields, works=fields is OURS), written=fields)
 
 
 def _no_room(row: Row) -> Planned:
@@ -303,6 +304,7 @@ FAULTS: dict[str, Callable[[Row], Planned]] = {
     "token revoked": partial(_vault_fails, error=Permanent("permission denied", reason=Reason.VAULT_AUTH)),
     "other fields written": partial(_somebody_writes, fields=OTHERS),
     "our fields written": partial(_somebody_writes, fields=OURS),
+    "our fields spoiled": partial(_somebody_writes, fields=SPOILED),
     "no room on the disk": _no_room,
     "journal full at the intent": partial(_journal, kind=INTENT, trouble=FULL),
     "journal locked at the intent": partial(_journal, kind=INTENT, trouble=LOCKED),

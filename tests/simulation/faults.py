@@ -33,6 +33,7 @@ class Effect(StrEnum):
     CRASH = "crash"  # the consumer dies after its restart
     THEIR_FIELD = "their_field"  # somebody writes another field of the path
     OUR_FIELDS = "our_fields"  # somebody writes our fields
+    OUR_VERSION = "our_version"  # somebody deletes the current version, or destroys it, as `detail` says
     CLOCK = "clock"  # the host's clock jumps by `detail` seconds, and back after `seconds`
     JOURNAL = "journal"  # it can't be written for `seconds`; `detail` "spool": nor can the spool
     ELSEWHERE = "elsewhere"  # somebody issues a new secret at the platform
@@ -208,6 +209,12 @@ def _our_fields(dice: random.Random, day: float, numbers: Sequence[int]) -> Faul
     return Fault(day=day, effect=Effect.OUR_FIELDS, point=point, when=when, key=key)
 
 
+def _our_version(dice: random.Random, day: float, numbers: Sequence[int]) -> Fault:
+    point, when = dice.choice((("vault.put", AFTER), ("provider.issue", AFTER), ("", ""), ("", "")))
+    key, detail = "" if point else _key(dice, numbers), dice.choice(("deleted", "deleted", "destroyed"))
+    return Fault(day=day, effect=Effect.OUR_VERSION, point=point, when=when, key=key, detail=detail)
+
+
 def _clock(dice: random.Random, day: float, _numbers: Sequence[int]) -> Fault:
     step = _span(dice, 10, 2 * DAY) * dice.choice((-1, 1))
     return Fault(day=day, effect=Effect.CLOCK, seconds=_span(dice, MINUTE, 12 * HOUR), detail=f"{step}")
@@ -247,6 +254,7 @@ _MAKERS = (
     (_crash, 5),
     (_their_field, 8),
     (_our_fields, 6),
+    (_our_version, 4),
     (_clock, 5),
     (_journal, 5),
     (_elsewhere, 3),

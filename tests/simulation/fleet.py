@@ -12,11 +12,21 @@ from datetime import timedelta
 from functools import partial
 
 from rotator.durations import Share
-from rotator.errors import Conflict
 from rotator.managed import ManagedKey
-from rotator.model import Identity, Issued, ProbeResult, ProbeTarget, Secret, Sighting, Strategy, Ticket, Verdict
+from rotator.model import (
+    Identity,
+    Issued,
+    Order,
+    ProbeResult,
+    ProbeTarget,
+    Secret,
+    Sighting,
+    Strategy,
+    Ticket,
+    Verdict,
+)
 from rotator.policy import Policy, Window
-from rotator.reasons import Reason
+from rotator.ports import Judge
 from rotator.rotation import Limits
 from simulation.world import AFTER, BEFORE, Consumer, Platform, PlatformKey, Vault, World, managed
 
@@ -25,7 +35,7 @@ LIFE = timedelta(days=90)
 AGE = timedelta(days=60)  # what 33 % of 90 days leaves
 JITTER = timedelta(hours=1)
 GRACE = timedelta(days=1)
-NOTE = "note"  # a field of each path that is somebody else's
+NOTE = "note"  # a field of every other path that is somebody else's
 
 # name, strategy, whether the platform names dates, whether a key can be deactivated
 _PLATFORMS = (
@@ -81,25 +91,35 @@ class SimVault(Vault):
         super().__init__(world)
         self.on_write: Callable[[str], None] = lambda path: None
 
-    def put(self, path: str, fields: Mapping[str, str], *, expected: Mapping[str, str | None] | None = None) -> int:
+    def put(self, path: str, fields: Mapping[str, str], *, judge: Judge | None = None, known: int | None = None) -> int:
         self.world.at("vault.put", BEFORE, path)
-        versions = self.paths.setdefault(path, [])
-        while True:
-            read = len(versions)
-            current = versions[-1] if versions else {}
-            if all(current.get(name) == value for name, value in fields.items()):
-                break
-            for name, held in (expected or {}).items():
-                if current.get(name) != held:
-                    raise Conflict(f"{path}: {name} was changed", reason=Reason.VAULT_CONFLICT)
+        if known is not None:
             self.world.at("vault.put", BETWEEN, path)
-            if len(versions) == read:  # cas
-                versions.append({**current, **fields})
-                self.on_write(path)
-                break
-        version = len(versions)
+        if known is None or not self._cas(path, dict(fields), known):  # unread: whatever else was there is gone
+            self._merge(path, fields, judge)
+        version = len(self.paths[path])
         self.world.at("vault.put", AFTER, path)
         return version
+
+    def _merge(self, path: str, fields: Mapping[str, str], judge: Judge | None) -> None:
+        while True:
+            stored = self.held(path)
+            current = stored.data or {}
+            if all(current.get(name) == value for name, value in fields.items()):
+                return
+            if judge is not None:
+                judge(stored)
+            self.world.at("vault.put", BETWEEN, path)
+            if self._cas(path, {**current, **fields}, stored.version):
+                return
+
+    def _cas(self, path: str, data: dict[str, str], version: int) -> bool:
+        versions = self.paths.setdefault(path, [])
+        if len(versions) != version:
+            return False
+        versions.append(data)
+        self.on_write(path)
+        return True
 
 
 @dataclass
@@ -119,7 +139,7 @@ class Reader(Consumer):
     sources: list[Source] = field(default_factory=list)
     down: bool = False  # the process is gone, or cut off from the network
 
-    def restart(self) -> Ticket:
+    def restart(self, order: Order) -> Ticket:
         self.world.at("consumer.restart", BEFORE, self.name)
         at = self.world.clock.now()
         self.restarts += 1
@@ -221,7 +241,9 @@ class Fleet:
         family = f"id{number}"
         born = platform.add(family, age=AGE * dice.random())
         path = f"mqtt/{name}"
-        self.vault.paths[path] = [{NOTE: "0", "username": born.id, "password": born.secret}]
+        # of each platform, every other key has its path for itself: what preflight saw is written over without a look
+        others = {NOTE: "0"} if number // len(_PLATFORMS) % 2 == 0 else {}
+        self.vault.paths[path] = [{**others, "username": born.id, "password": born.secret}]
         consumers = self._consumers(number, dice, path, platform, born)
         deactivates = platform.deactivates
         limits = Limits(

@@ -21,6 +21,9 @@ _ISSUE_ANEW = frozenset(
     {
         Reason.VAULT_CONFLICT,
         Reason.VAULT_DRIFT,
+        Reason.VAULT_DELETED,
+        Reason.VAULT_DESTROYED,
+        Reason.VAULT_OVERWRITTEN,
         Reason.ISSUED_ELSEWHERE,
         Reason.SECRET_REFUSED,
         Reason.ROLLBACK_IMPOSSIBLE,

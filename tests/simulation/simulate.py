@@ -139,6 +139,7 @@ class Simulation:
         self.clock = self.fleet.world.clock
         self.history = History()
         self.truth = Truth(self.fleet, self.tell)
+        self.truth.restores = plan.seed % 2 == 1  # `on_drift: restore`, in every other history
         self.strikes = Strikes(self.fleet, self.truth, self)
         self.person = Person(self.fleet, self.truth, self, plan.seed)
         self.down_for = 0.0
@@ -245,7 +246,13 @@ class Simulation:
         )
         engine = self._parts.engine(self._keys, world, observers=[self._heard], spool=self._spool, dice=self._dice)
         providers: dict[str, Provider] = dict(self.fleet.platforms)
-        watcher = Watcher(engine, providers, watch=timedelta(minutes=1), drift_interval=timedelta(hours=1))
+        watcher = Watcher(
+            engine,
+            providers,
+            watch=timedelta(minutes=1),
+            drift_interval=timedelta(hours=1),
+            restore=self.truth.restores,
+        )
         self.engine, self.watcher = engine, watcher
         self.tell("the daemon has started")
         self._look()
@@ -305,6 +312,7 @@ class Simulation:
             "promoted": truth.promoted,
             "ended": truth.ended,
             "struck": self.strikes.struck,
+            "restored": truth.restored,
         }
         return run
 
@@ -442,6 +450,8 @@ class Simulation:
 
     def _is_well(self, key: SimKey, rests: bool) -> None:
         platform, data = key.platform, self.fleet.vault.current(key.path)
+        if self.fleet.vault.held(key.path).data is None:
+            raise Violation("not healed", key.name, "Vault's current version is gone")
         username, secret = data["username"], data["password"]
         if not platform.accepts(username, secret):
             raise Violation("not healed", key.name, f"Vault's {username} {secret} is not let in")

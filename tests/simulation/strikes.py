@@ -73,6 +73,8 @@ class Strikes:
             case Effect.OUR_FIELDS:
                 self._write(self._fleet.keys[fault.key], "password", f"theirs-{self.struck}")
                 self._site.later(600, "look at vault", "")
+            case Effect.OUR_VERSION:
+                self._take_away(self._fleet.keys[fault.key], fault.detail)
             case Effect.ELSEWHERE:
                 self._renew(self._fleet.keys[fault.key])
             case Effect.ASK:
@@ -178,6 +180,8 @@ class Strikes:
                 self._write(key, NOTE, f"{self.struck}")
             case Effect.OUR_FIELDS:
                 self._write(key, "password", f"theirs-{self.struck}")
+            case Effect.OUR_VERSION:
+                self._take_away(key, fault.detail)
 
     def _goes_away(self, peer: str, fault: Fault) -> None:
         until = self._fleet.world.clock.true + timedelta(seconds=fault.seconds)
@@ -202,10 +206,17 @@ class Strikes:
 
     def _write(self, key: SimKey, field: str, value: str) -> None:
         """Somebody writes a field of the path, as one does by hand."""
-        versions = self._fleet.vault.paths[key.path]
-        versions.append({**versions[-1], field: value})
+        vault = self._fleet.vault
+        versions = vault.paths[key.path]
+        versions.append({**versions[-1], field: value})  # from a copy, where the current one is gone
         if field != NOTE:
-            self._truth.facts[key.name].theirs.add(len(versions) - 1)
+            self._truth.facts[key.name].theirs.add(len(versions))
+
+    def _take_away(self, key: SimKey, how: str) -> None:
+        """Somebody deletes or destroys the current version; consumers have their copies."""
+        vault = self._fleet.vault
+        vault.gone[key.path, len(vault.paths[key.path])] = how == "destroyed"
+        self._site.later(600, "look at vault", "")
 
     def _renew(self, key: SimKey) -> None:
         """Somebody has a new secret made in the platform's portal, and tells nobody."""

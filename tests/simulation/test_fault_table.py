@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from rotator.journal.sqlite import Erase
 from rotator.managed import ManagedKey
-from rotator.model import Step, Strategy
+from rotator.model import Secret, Step, Strategy
 from rotator.rotation import Rotation
 from rotator.steps import World
 from simulation.crash_journal import TappedJournal
@@ -184,7 +184,7 @@ def forget_the_orphans(patch: pytest.MonkeyPatch) -> None:
 def write_over_others(patch: pytest.MonkeyPatch) -> None:
     """Without `cas`."""
 
-    def write(world: World, key: ManagedKey, rotation: Rotation, fields: dict[str, str]) -> tuple[int, str]:
+    def write(world: World, key: ManagedKey, _rotation: Rotation, fields: dict[str, str], _: Secret) -> tuple[int, str]:
         return world.store.put(key.path, fields), world.fingerprints.of(fields)
 
     patch.setattr("rotator.steps.write", write)

@@ -62,7 +62,8 @@ class Truth:
         self.fleet, self._tell = fleet, tell
         self.facts = {name: Facts(current_ids={key.family}) for name, key in fleet.keys.items()}
         self.journal_down: Callable[[], bool] = lambda: False  # neither journal nor spool takes an answer
-        self.effective = self.lost = self.promoted = self.ended = 0
+        self.restores = False  # `on_drift: restore`
+        self.effective = self.lost = self.promoted = self.ended = self.restored = 0
         fleet.vault.on_write = self.wrote
         fleet.on_probe = self.probed
 
@@ -181,11 +182,15 @@ class Truth:
         """The engine wrote a version."""
         key = self.fleet.by_path[path]
         facts, versions = self.facts[key.name], self.fleet.vault.paths[path]
-        before, after, number = versions[-2], versions[-1], len(versions) - 1
+        number, after = len(versions) - 1, versions[-1]
+        before = self.fleet.vault.held(path, number).data or {}
         secret = after["password"]
-        if before[NOTE] != after[NOTE]:
-            raise Violation("nobody is overwritten", key.name, f"a field of somebody else's went back to {after[NOTE]}")
-        if number in facts.theirs and number > max(facts.preflight_version, facts.accepted_version):
+        if before.get(NOTE) != after.get(NOTE):
+            words = f"a field of somebody else's went back to {after.get(NOTE)}"
+            raise Violation("nobody is overwritten", key.name, words)
+        unseen = number in facts.theirs and number > max(facts.preflight_version, facts.accepted_version)
+        refused = before.get("password") in {None, *facts.refused}  # or taken away again
+        if unseen and not refused and not self._restores(key, after):
             raise Violation("nobody is overwritten", key.name, "what somebody wrote into our fields is overwritten")
         older = any(secret == version["password"] for version in versions[:-1])
         if secret not in facts.kept and not older and not self.journal_down():
@@ -197,6 +202,11 @@ class Truth:
         facts.promoted_at = self.now
         self.promoted += 1
         self._tell(f"{key.name}: Vault has version {len(versions)}: {after['username']} {secret}")
+
+    def _restores(self, key: SimKey, after: dict[str, str]) -> bool:
+        """Whether this is what was there before and works, where somebody asked to have that put back."""
+        older = any(after["password"] == version["password"] for version in self.fleet.vault.paths[key.path][:-1])
+        return self.restores and older and key.platform.accepts(after["username"], after["password"])
 
     def probed(self, key: SimKey, secret: str, verdict: Verdict) -> None:
         """The broker was asked."""
@@ -258,3 +268,5 @@ class Truth:
             raise Violation("unforeseen", event.key, f"{event.detail} at {where}")
         if event.name == "rotation_ended":
             self.ended += 1
+        self.restored += event.name == "restored"
+        self.facts[event.key].asked += event.name == "requested" and event.reason is not None  # by a restore

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-from rotator.errors import Conflict, Permanent
+from rotator.errors import Permanent
 from rotator.lifecycle import DAY
 from rotator.managed import ConsumerLink, ManagedKey
 from rotator.model import (
     Abilities,
     Identity,
     Issued,
+    Order,
     ProbeResult,
     ProbeTarget,
     RequestDone,
@@ -31,6 +32,7 @@ from rotator.model import (
     marker_in,
 )
 from rotator.policy import Policy
+from rotator.ports import Judge
 from rotator.reasons import Reason
 from rotator.rotation import Limits
 
@@ -274,42 +276,63 @@ class Platform:
 
 
 class Vault:
-    """KV v2 in memory: versions of each path, `cas` on each write."""
+    """KV v2 in memory: versions of each path, `cas` on each write.
+
+    `gone`: versions that somebody deleted (False) or destroyed (True), by path and number.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.paths: dict[str, list[dict[str, str]]] = {}
+        self.gone: dict[tuple[str, int], bool] = {}
 
     def current(self, path: str) -> dict[str, str]:
-        """What consumers read."""
+        """What consumers read; of a version that is gone they have a copy."""
         return self.paths[path][-1]
+
+    def held(self, path: str, version: int | None = None) -> StoredSecret:
+        """What Vault answers to a read."""
+        versions = self.paths.get(path, [])
+        version = len(versions) if version is None else version
+        if not 0 < version <= len(versions):
+            return StoredSecret(version=0, data=None)
+        gone = self.gone.get((path, version))
+        data = versions[version - 1] if gone is None else None
+        return StoredSecret(version=version, data=data, destroyed=gone is True)
 
     def ready(self) -> None:
         self.world.at("vault.ready", BEFORE)
 
-    def preflight(self, path: str) -> None:
+    def preflight(self, path: str, *, lasting: timedelta = timedelta(0), versions: int = 1) -> StoredSecret:
         self.world.at("vault.preflight", BEFORE, path)
+        return self.held(path)
 
     def read(self, path: str, version: int | None = None) -> StoredSecret:
         self.world.at("vault.read", BEFORE, path)
-        versions = self.paths.get(path, [])
-        if version is None:
-            return StoredSecret(version=len(versions), data=versions[-1] if versions else None)
-        held = versions[version - 1] if 0 < version <= len(versions) else None
-        return StoredSecret(version=version, data=held)
+        return self.held(path, version)
 
-    def put(self, path: str, fields: Mapping[str, str], *, expected: Mapping[str, str | None] | None = None) -> int:
+    def put(self, path: str, fields: Mapping[str, str], *, judge: Judge | None = None, known: int | None = None) -> int:
         self.world.at("vault.put", BEFORE, path)
         versions = self.paths.setdefault(path, [])
-        current = versions[-1] if versions else {}
-        if any(current.get(name) != value for name, value in fields.items()):
-            for name, held in (expected or {}).items():
-                if current.get(name) != held:
-                    raise Conflict(f"{path}: {name} was changed", reason=Reason.VAULT_CONFLICT)
+        stored = self.held(path)
+        current = stored.data or {}
+        if known == len(versions):
+            versions.append(dict(fields))  # unread: whatever else was there is gone
+        elif any(current.get(name) != value for name, value in fields.items()):
+            if judge is not None:
+                judge(stored)
             versions.append({**current, **fields})
         version = len(versions)
         self.world.at("vault.put", AFTER, path)
         return version
+
+    def undelete(self, path: str, version: int) -> None:
+        self.world.at("vault.undelete", BEFORE, path)
+        if self.gone.get((path, version)) is False:
+            del self.gone[path, version]
+
+    def annotate(self, path: str, facts: Mapping[str, str]) -> None:
+        """Nobody reads it."""
 
     def renew(self) -> datetime | None:
         return None
@@ -323,6 +346,7 @@ class Broker:
 
     def __init__(self, world: World, platform: Platform) -> None:
         self.world, self.platform = world, platform
+        self.strangers: set[tuple[str, str]] = set()  # logins of other platforms
 
     def probe(self, target: ProbeTarget) -> ProbeResult:
         try:
@@ -331,7 +355,8 @@ class Broker:
             return ProbeResult(verdict=Verdict.UNREACHABLE, detail=str(exc))
         except PermissionError as exc:
             return ProbeResult(verdict=Verdict.REFUSED, detail=str(exc))
-        accepted = self.platform.accepts(target.username, target.password.reveal())
+        login = (target.username, target.password.reveal())
+        accepted = login in self.strangers or self.platform.accepts(*login)
         return ProbeResult(verdict=Verdict.ACCEPTED if accepted else Verdict.REFUSED)
 
 
@@ -354,7 +379,7 @@ class Consumer:
     def preflight(self) -> None:
         self.world.at("consumer.preflight", BEFORE, self.name)
 
-    def restart(self) -> Ticket:
+    def restart(self, order: Order) -> Ticket:
         self.world.at("consumer.restart", BEFORE, self.name)
         at = self.world.clock.now()
         self.restarts += 1
@@ -419,7 +444,7 @@ def managed(
     """A key of this world, wired as `app` wires one."""
 
     def link(consumer: Consumer) -> ConsumerLink:
-        def open_watch(identity: Identity, _secret: Secret | None) -> Watch:
+        def open_watch(identity: Identity, _secret: Secret | None, _order: Order | None) -> Watch:
             return Watch(consumer, identity.username, len(consumer.connects), len(consumer.losses))
 
         timeout = timedelta(seconds=5)

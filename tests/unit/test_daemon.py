@@ -32,6 +32,7 @@ from rotator.model import (
     Abilities,
     Identity,
     Issued,
+    Order,
     ProbeResult,
     ProbeTarget,
     Result,
@@ -44,6 +45,7 @@ from rotator.model import (
     Verdict,
 )
 from rotator.policy import Policy
+from rotator.ports import Judge
 from rotator.reasons import Reason
 from rotator.rotation import Limits, Rotation
 from rotator.steps import World
@@ -98,18 +100,24 @@ class Shelf:
     def ready(self) -> None:
         """Always."""
 
-    def preflight(self, path: str) -> None:
-        """Always."""
+    def preflight(self, path: str, *, lasting: timedelta = timedelta(0), versions: int = 1) -> StoredSecret:
+        return self.read(path)
 
     def read(self, path: str, version: int | None = None) -> StoredSecret:
         with self._lock:
             versions = self.versions[path]
             return StoredSecret(version=len(versions), data=versions[-1])
 
-    def put(self, path: str, fields: Mapping[str, str], *, expected: Mapping[str, str | None] | None = None) -> int:
+    def put(self, path: str, fields: Mapping[str, str], *, judge: Judge | None = None, known: int | None = None) -> int:
         with self._lock:
             self.versions[path].append(dict(fields))
             return len(self.versions[path])
+
+    def undelete(self, path: str, version: int) -> None:
+        raise AssertionError("nobody asked for this")
+
+    def annotate(self, path: str, facts: Mapping[str, str]) -> None:
+        """Nobody reads it."""
 
     def renew(self) -> datetime | None:
         return None
@@ -139,7 +147,7 @@ class Program:
     def preflight(self) -> None:
         """Always."""
 
-    def restart(self) -> Ticket:
+    def restart(self, order: Order) -> Ticket:
         self.inside.set()
         assert self.go.wait(PATIENCE)
         self.restarts += 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fakes import Stage
 from rotator.errors import BadAnswer, JournalFailed, Permanent, Transient, UnknownOutcome
 from rotator.journal.sqlite import Blob
 from rotator.keys import state
-from rotator.model import KeyState, Result, Step, Verdict
+from rotator.model import KeyState, Result, Step, StoredSecret, Verdict
 from rotator.reasons import Reason
 
 
@@ -245,8 +246,9 @@ def test_evidence_lost_with_the_process_restarts_once_more(stage: Stage) -> None
 
 
 def test_somebody_elses_write_to_our_fields_stops_the_promote(stage: Stage) -> None:
-    """A conflict is never overwritten; the secret stays sealed, and a person decides (rule 3)."""
+    """What somebody wrote, and what the broker lets in, is not overwritten; the secret stays sealed (rule 3)."""
     issue = stage.platform.issue
+    stage.broker.verdicts += [Verdict.ACCEPTED] * 10
 
     def issue_while_somebody_writes(identity):  # type: ignore[no-untyped-def]
         stage.store.versions.append({"username": "id-1", "password": "by-hand"})
@@ -258,14 +260,114 @@ def test_somebody_elses_write_to_our_fields_stops_the_promote(stage: Stage) -> N
     rotation = stage.journal.open_rotation("building-a")
     assert KeyState.QUARANTINED == state(stage.record, rotation, stage.clock.now())
     assert ["building-a"] == [key for key, _ in stage.journal.waiting_secrets()]
+    assert Reason.VAULT_CONFLICT is stage.record.drift
+
+
+def test_the_broker_settles_a_conflict(stage: Stage) -> None:
+    """What somebody wrote is refused and ours is accepted: ours is written."""
+    issue = stage.platform.issue
+
+    def issue_while_somebody_writes(identity):  # type: ignore[no-untyped-def]
+        stage.store.versions.append({"username": "id-1", "password": "by-hand", "note": "theirs"})
+        return issue(identity)
+
+    stage.platform.issue = issue_while_somebody_writes  # type: ignore[method-assign]
+    stage.work(5)
+    assert ("secret-1", "theirs", None) == (stage.current, stage.store.versions[-1]["note"], stage.record.drift)
+
+
+def test_a_path_of_our_own_is_written_without_another_read(stage: Stage) -> None:
+    """Preflight saw nothing but our fields there: the promote is one request."""
+    del stage.store.versions[0]["theirs"]
+    stage.work()
+    alone = stage.store.reads
+    stage.introduce(requested="now")
+    stage.store.versions[-1]["theirs"] = "new"
+    stage.work(2)
+    assert (2, 3) == (alone, stage.store.reads - alone)  # one of each is the negative proof's, of the old version
+    assert {"username": "id-1", "password": "secret-2", "theirs": "new"} == stage.store.versions[-1]
+
+
+def test_a_field_that_comes_between_preflight_and_promote_is_kept(stage: Stage) -> None:
+    """What preflight saw was ours alone; by the time of the write it no longer is."""
+    del stage.store.versions[0]["theirs"]
+    stage.store.between.append(lambda: stage.store.versions.append({**stage.store.versions[-1], "theirs": "new"}))
+    stage.work()
+    assert {"username": "id-1", "password": "secret-1", "theirs": "new"} == stage.store.versions[-1]
+
+
+def test_what_the_secret_is_stands_beside_it(stage: Stage) -> None:
+    """For people, in `custom_metadata`, with no word of the secret; after the consumers are proven."""
+    stage.work()
+    rotation = stage.journal.recent_rotations()[0]
+    assert rotation.new_expires_at is not None
+    assert rotation.promoted_at is not None
+    assert [
+        {
+            "key": "building-a",
+            "provider": "acme",
+            "id": "id-1",
+            "expires_at": rotation.new_expires_at.isoformat(),
+            "rotated_at": rotation.promoted_at.isoformat(),
+            "rotation": rotation.id,
+        }
+    ] == stage.store.annotated
+
+
+def test_neighbours_facts_carry_their_keys_name(stage: Stage) -> None:
+    """Several keys in one secret: none says anything about another."""
+    stage.engine.keys["building-a"] = replace(stage.key, neighbours=1)
+    stage.work()
+    assert {"building-a"} == {name.partition(".")[0] for name in stage.store.annotated[0]}
+    assert 6 == len(stage.store.annotated[0])
+
+
+def test_a_vault_that_takes_no_facts_changes_nothing(stage: Stage) -> None:
+    """They are for people: the rotation succeeds without them."""
+
+    def refuse(path: str, facts: Mapping[str, str]) -> None:
+        raise Permanent("denied", reason=Reason.VAULT_DENIED)
+
+    stage.store.annotate = refuse  # type: ignore[method-assign]
+    stage.work()
+    rotation = stage.journal.recent_rotations()[0]
+    assert (Result.SUCCEEDED, None, 0) == (rotation.result, rotation.reason, stage.record.failures)
+
+
+def test_preflight_asks_for_as_long_and_as_many_versions_as_a_rotation_needs(stage: Stage) -> None:
+    """What can't be undone is checked first (rule 8)."""
+    asked: list[dict[str, object]] = []
+    preflight = stage.store.preflight
+
+    def ask(path: str, **limits: object) -> StoredSecret:
+        asked.append(limits)
+        return preflight(path)
+
+    stage.store.preflight = ask  # type: ignore[method-assign]
+    stage.work()
+    assert [{"lasting": timedelta(seconds=45), "versions": 1}] == asked
+
+
+def test_a_way_back_that_would_not_last_stops_before_the_call(stage: Stage) -> None:
+    """Named, with what to do, and nothing was issued."""
+
+    def refuse(path: str, **limits: object) -> StoredSecret:
+        raise Permanent("keeps 1 version", reason=Reason.VAULT_VERSIONS)
+
+    stage.store.preflight = refuse  # type: ignore[method-assign]
+    stage.work(3)
+    assert (0, Reason.VAULT_VERSIONS) == (stage.platform.issued, stage.record.last_reason)
+    assert ["Vault is unsealed, and the token may write for long enough"] == [
+        check.name for check in stage.record.checks if not check.ok
+    ]
 
 
 def test_an_issue_after_ours_is_noticed_before_done(stage: Stage) -> None:
     """A provider `issuedAt` later than our answer's: somebody issued after us (rule 4)."""
     restart = stage.consumer.restart
 
-    def restart_while_somebody_issues():  # type: ignore[no-untyped-def]
-        ticket = restart()
+    def restart_while_somebody_issues(order):  # type: ignore[no-untyped-def]
+        ticket = restart(order)
         stage.platform.issued_at = stage.clock.now() + timedelta(seconds=30)
         return ticket
 
@@ -321,7 +423,7 @@ def test_a_draining_engine_begins_nothing(stage: Stage) -> None:
 def test_something_unforeseen_parks_the_key(stage: Stage) -> None:
     """A fault of our own is named and does not spin."""
 
-    def broken(path: str) -> None:
+    def broken(path: str, **limits: object) -> StoredSecret:
         raise ZeroDivisionError(path)
 
     stage.store.preflight = broken  # type: ignore[method-assign]

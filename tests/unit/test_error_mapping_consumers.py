@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import jeepney.auth
@@ -32,8 +33,10 @@ from rotator.consumers import systemd
 from rotator.consumers.command import CommandConsumer
 from rotator.consumers.systemd import SystemdConsumer
 from rotator.errors import Permanent, Transient
-from rotator.model import Ticket
+from rotator.model import Order, Ticket
 from rotator.reasons import Reason
+
+ORDER = Order(key="building-a", version=1)
 
 FAILED = (Transient, Reason.CONSUMER_RESTART_FAILED)
 NEVER_WORKS = (Permanent, Reason.CONSUMER_RESTART_FAILED)
@@ -127,6 +130,8 @@ class Bus:
         if member == "GetAll":
             member = message.body[0].rpartition(".")[2]
         self.asked(member, None)
+        if member == "RestartUnit" and self.answers["Service"] == (SERVICE,):
+            self.answers["Service"] = ({**SERVICE, "MainPID": ("u", 18)},)
         if member in self.refusals:
             return new_error(message, self.refusals[member], "s", ("in systemd's words",))
         return new_method_return(message, "", self.answers.get(member, ()))
@@ -165,8 +170,8 @@ def test_every_exception_of_jeepney_is_decided_upon() -> None:
 
 def test_a_unit_that_restarts_is_no_error(bus: Bus) -> None:
     """The bus that breaks in the tests below works where nothing breaks it."""
-    ticket = unit().restart()
-    assert {"invocation_id": "01", "main_pid": 17, "n_restarts": 0} == dict(ticket.marks)
+    ticket = unit().restart(ORDER)
+    assert {"invocation_id": "01", "main_pid": 18, "n_restarts": 0} == dict(ticket.marks)
     unit().check(ticket)
     unit().preflight()
 
@@ -177,7 +182,7 @@ def test_an_exception_of_dbus(member: str, name: str, bus: Bus) -> None:
     """Whatever it is, the restart is worth another try; but silence while a job runs is a job that is not done."""
     raised = bus.raises[member] = made(DBUS[name], "boom")
     silent = member == "JobRemoved" and isinstance(raised, TimeoutError)
-    assert (TOO_LONG if silent else FAILED) == outcome(unit().restart, raised=raised, secrets=False)
+    assert (TOO_LONG if silent else FAILED) == outcome(partial(unit().restart, ORDER), raised=raised, secrets=False)
     if member in IN_A_LOOK:
         assert FAILED == outcome(unit().preflight, raised=raised, secrets=False)
         ticket = Ticket(consumer="ingest", restarted_at=SystemClock().now())
@@ -199,7 +204,7 @@ def test_a_refusal_over_dbus(refusal: str, expected: Meaning, bus: Bus) -> None:
     """By its name, whoever is asked."""
     for member in ("Hello", "LoadUnit", "Unit", "RestartUnit"):
         bus.refusals = {member: refusal}
-        assert expected == outcome(unit().restart), member
+        assert expected == outcome(lambda: unit().restart(ORDER)), member
 
 
 @pytest.mark.parametrize(
@@ -225,7 +230,7 @@ def test_a_refusal_over_dbus(refusal: str, expected: Meaning, bus: Bus) -> None:
 def test_an_answer_over_dbus_that_is_none(member: str, answer: tuple[object, ...], bus: Bus) -> None:
     """Another systemd, or something that only poses as one."""
     bus.answers[member] = answer
-    assert FAILED == outcome(unit().restart)
+    assert FAILED == outcome(lambda: unit().restart(ORDER))
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
@@ -289,7 +294,7 @@ def test_a_process_that_can_not_be_started(name: str, monkeypatch: pytest.Monkey
     every = {**os_errors(), **value_errors(), **below(subprocess.SubprocessError, subprocess)}
     raised = made(every[name], "boom")
     monkeypatch.setattr(subprocess, "Popen", raising(raised))
-    assert PROCESS[name] == outcome(shell("true").restart, raised=raised, secrets=False)
+    assert PROCESS[name] == outcome(partial(shell("true").restart, ORDER), raised=raised, secrets=False)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +309,7 @@ def test_a_process_that_can_not_be_started(name: str, monkeypatch: pytest.Monkey
 )
 def test_a_command_that_can_not_be_run(consumer: CommandConsumer, expected: Meaning) -> None:
     """A configuration may hold what no operating system takes."""
-    assert expected == outcome(consumer.restart)
+    assert expected == outcome(lambda: consumer.restart(ORDER))
 
 
 @pytest.mark.parametrize("name", sorted(os_errors()))
@@ -326,9 +331,9 @@ def test_a_process_that_can_not_be_followed(
     with monkeypatch.context() as patch:
         patch.setattr(target, attribute, fail)
         if place == "os.read" and isinstance(raised, BlockingIOError):
-            shell("true").restart()  # which says that there is nothing to read now
+            shell("true").restart(ORDER)  # which says that there is nothing to read now
         else:
-            assert FAILED == outcome(shell("echo a; exec sleep 60").restart, raised=raised)
+            assert FAILED == outcome(partial(shell("echo a; exec sleep 60").restart, ORDER), raised=raised)
     assert [0 if "read" in place and isinstance(raised, BlockingIOError) else -signal.SIGTERM] == [
         process.poll() for process in started
     ]
@@ -339,7 +344,7 @@ def test_a_process_of_somebody_else(started: list[subprocess.Popen[bytes]], monk
     refused = PermissionError(errno.EPERM, os.strerror(errno.EPERM))
     monkeypatch.setattr(os, "killpg", raising(refused))
     began = time.monotonic()
-    assert TOO_LONG == outcome(shell("echo asking; exec sleep 60", timeout=0.2).restart)
+    assert TOO_LONG == outcome(lambda: shell("echo asking; exec sleep 60", timeout=0.2).restart(ORDER))
     assert time.monotonic() - began < 20
     assert [None] == [process.poll() for process in started]
 
@@ -349,4 +354,4 @@ def test_a_signal_without_a_name(started: list[subprocess.Popen[bytes]]) -> None
     number = signal.SIGRTMIN + 1
     consumer = shell(f"kill -{number} $$")
     with pytest.raises(Transient, match=f"edge: killed by signal {number}"):
-        consumer.restart()
+        consumer.restart(ORDER)

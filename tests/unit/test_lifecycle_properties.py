@@ -14,16 +14,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from play import DAY, SECOND
+from rotator.frozen import replace
 from rotator.lifecycle import next_step
 from rotator.model import Step, Strategy, Verdict
 from rotator.reasons import Reason
-from rotator.rotation import Ended, Limits
-from trial import NAMES, NOT_WELL, Case, Trial, events, shape
+from rotator.rotation import ConsumerPlan, Ended, Limits
+from trial import NAMES, NOT_WELL, Case, Trial, events, shape, turns
 
 # --- in every order ----------------------------------------------------------------------------------------------
 
 IN_PLACE, REPLACE, CHOSEN = Strategy.IN_PLACE, Strategy.REPLACE, Strategy.CHOSEN
 STAYS = Limits(max_attempts=2, deactivates=False)
+PLANS = (ConsumerPlan(name=NAMES[0], canary=True), *(ConsumerPlan(name=name, max_unavailable=1) for name in NAMES[1:]))
+IN_TURN = Limits(max_attempts=1, plans=PLANS)
 ONE_TRY = Limits(max_attempts=1, deactivates=False)
 EXPLORED = [
     Case(strategy=IN_PLACE),
@@ -32,6 +35,8 @@ EXPLORED = [
     Case(strategy=REPLACE, limits=STAYS, broker=False, proven=()),
     Case(strategy=REPLACE, limits=ONE_TRY, proven=(True, True)),
     Case(strategy=REPLACE, proven=()),
+    Case(strategy=REPLACE, limits=IN_TURN, proven=(True, True)),
+    Case(strategy=REPLACE, limits=replace(IN_TURN, deactivates=False), proven=(True, True, True), idle=NAMES[1:2]),
 ]
 
 
@@ -41,7 +46,7 @@ def state(trial: Trial) -> tuple[object, ...]:
     counts = (min(rotation.attempts, 2), min(rotation.issues, 2), min(rotation.answers, 2))
     world = (play.world.live, tuple(play.world.keys.items()), tuple(play.world.late), play.world.vault, play.world.held)
     running = tuple(play.world.running.items())
-    return (shape(rotation), counts, world, running, trial.witness.account())
+    return (shape(rotation), turns(play), counts, world, running, trial.witness.account())
 
 
 @pytest.mark.parametrize("case", EXPLORED, ids=lambda case: f"{case.strategy.value}-{len(case.proven)}")
@@ -95,7 +100,9 @@ CASES = st.builds(
         deliver_delay=st.sampled_from([timedelta(0), timedelta(minutes=6)]),
         grace=st.sampled_from([None, timedelta(0), timedelta(hours=1)]),
         deactivates=st.booleans(),
+        plans=st.sampled_from([(), PLANS, PLANS[1:]]),
     ),
+    idle=st.sampled_from([(), (), NAMES[:1], NAMES[1:2]]),
     old_life=st.sampled_from([10 * DAY, 2 * DAY, None]),
     broker=st.sampled_from([True, True, False]),
     no_grace=st.sampled_from([False, False, True]),
@@ -174,6 +181,16 @@ class Lifecycle(RuleBasedStateMachine):
         for verdict, late in verdicts:
             if self.step is step:
                 self.trial.broker_says(verdict, late=late)
+
+    @precondition(lambda self: self.step is Step.DELIVER)
+    @rule()
+    def delivery_is_slow(self) -> None:
+        self.trial.delivery_is_slow()
+
+    @precondition(lambda self: self.step is Step.FINISH)
+    @rule(late=st.booleans())
+    def old_one_works(self, late: bool) -> None:
+        self.trial.old_one_works(late=late)
 
     @precondition(lambda self: self.step is Step.WAY_BACK)
     @rule()

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from rotator.errors import Conflict, Permanent, RotatorError, Transient, Unknown
 from rotator.journal.seal import Seal
 from rotator.journal.spool import RESERVED_BYTES
 from rotator.model import MARKER, Abilities, Identity, Issued, Secret, StoredSecret, Strategy, UpstreamKey
+from rotator.ports import Judge
 from rotator.provisioning import Answer, Wanted, provision, retire
 from rotator.reasons import Reason
 
@@ -84,22 +85,29 @@ class Vault:
     unready: RotatorError | None = None
     writes: int = 0
 
-    def preflight(self, path: str) -> None:
+    def preflight(self, path: str, *, lasting: timedelta = timedelta(0), versions: int = 1) -> StoredSecret:
         if self.unready is not None:
             raise self.unready
+        return self.read(path)
 
     def read(self, path: str, version: int | None = None) -> StoredSecret:
         return StoredSecret(version=self.writes, data=self.held)
 
-    def put(self, path: str, fields: Mapping[str, str], *, expected: Mapping[str, str | None] | None = None) -> int:
+    def put(self, path: str, fields: Mapping[str, str], *, judge: Judge | None = None, known: int | None = None) -> int:
         if self.down is not None:
             raise self.down
         held = self.held or {}
         if any(held.get(name) != value for name, value in fields.items()):
-            if any(held.get(name) != was for name, was in (expected or {}).items()):
-                raise Conflict("somebody else", reason=Reason.VAULT_CONFLICT)
+            if judge is not None:
+                judge(StoredSecret(version=self.writes, data=self.held))
             self.held, self.writes = {**held, **fields}, self.writes + 1
         return self.writes
+
+    def undelete(self, path: str, version: int) -> None:
+        raise AssertionError("nobody asked for this")
+
+    def annotate(self, path: str, facts: Mapping[str, str]) -> None:
+        """Nobody reads it."""
 
     def ready(self) -> None:
         raise AssertionError("nobody asked for this")

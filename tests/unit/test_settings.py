@@ -256,10 +256,9 @@ def test_a_password_beside_a_secret_username_is_a_reference(config: Callable[...
 
 def test_notices(config: Callable[..., Settings]) -> None:
     """What is accepted without effect is told, once each."""
-    window = '[{cron: "0 2 * * *", duration: 1h}]'
-    text = WHOLE.replace("argv: [/bin/true]", f"argv: [/bin/true], canary: true, max_unavailable: 2, windows: {window}")
-    found = notices(config(f"{text}    grace: 24h\n    pair: b\non_drift: restore\nmax_due_share: 20%\n"))
-    names = ["on_drift", "canary", "max_unavailable", "windows", "pair", "grace"]
+    text = WHOLE.replace("unit: ingest.service", "unit: ingest.service, canary: true, max_unavailable: 2")
+    found = notices(config(f"{text}    grace: 24h\n    pair: b\nmax_due_share: 20%\n"))
+    names = ["grace", "canary", "max_unavailable"]
     assert len(names) == len(found)
     assert all(name in notice for name, notice in zip(names, found, strict=True))
 
@@ -384,16 +383,10 @@ SPARE = "min_interval: 0s"  # a line that says nothing, in whose place another c
             "providers.haltian-eu: must be one of graphql, haltian",
             "did you mean `haltian`?",
         ),
-        ("kind: systemd", "kind: systemdd", "must be one of systemd, command", "did you mean `systemd`?"),
-        ("kind: systemd, ", "", "consumers.ingest: `kind` is missing", "one of systemd, command"),
+        ("kind: systemd", "kind: systemdd", "must be one of systemd, kubernetes", "did you mean `systemd`?"),
+        ("kind: systemd, ", "", "consumers.ingest: `kind` is missing", "one of systemd, kubernetes"),
         ("method: token", "method: tokn", "vault.auth: must be one of token, approle", "did you mean `token`?"),
         ("method: token, ", "method: token, mount: x, ", "unknown name `vault.auth.mount`", "method, token"),
-        # not in this version
-        ("kind: systemd", "kind: kubernetes", "`kubernetes` is not supported by this version", "systemd"),
-        ("kind: command", "kind: webhook", "`webhook` is not supported by this version", "command"),
-        ("method: token", "method: jwt", "`jwt` is not supported by this version", "approle"),
-        ("argv: [", "deliver: {file: /x}, argv: [", "`file` is not supported by this version", "{delay: 6m}"),
-        ("argv: [", "deliver: {external_secret: {}}, argv: [", "`external_secret` is not supported", "{delay: 6m}"),
         ("argv: [", "deliver: later, argv: [", "consumers.edge.deliver: must be direct or", "{delay: 6m}"),
         # types
         ("argv: [/bin/true]", "argv: /bin/true", "consumers.edge.argv: must be a list", "[first, second]"),
@@ -404,7 +397,7 @@ SPARE = "min_interval: 0s"  # a line that says nothing, in whose place another c
         ("argv: [", "max_unavailable: true, argv: [", "max_unavailable: must be a whole number", "10"),
         ("argv: [", "max_unavailable: 0, argv: [", "max_unavailable: is too small", "at least 1"),
         ("argv: [", "accept: hope, argv: [", "accept: must be confirmed or restarted", "one of these"),
-        ("argv: [", "confirm: {}, argv: [", "confirm: needs exactly one of broker and heartbeat", "TOPIC"),
+        ("argv: [", "confirm: {}, argv: [", "confirm: needs exactly one of broker, heartbeat, http", "TOPIC"),
         ("id: c6f7b103", "id: 12", "keys.building-a.id: must be text", "quotes"),
         ("id: c6f7b103", "max_attempts: 2.5", "keys.building-a.max_attempts: must be a whole number", "10"),
         (VERIFY, "verify: {host: x, port: 70000}", "keys.building-a.verify.port: is too large", "at most 65535"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from fakes import FakeClock, FakeStore, Stage
 from rotator.errors import Permanent, RotatorError, Transient
 from rotator.keys import decide
-from rotator.model import Verdict
+from rotator.model import Credential, Verdict
 from rotator.policy import Policy
 from rotator.reasons import Reason
 from rotator.watcher import ASK_AGAIN_AT_MOST, Health, Watcher
@@ -190,11 +191,11 @@ def test_drift_in_our_fields_is_told_once(stage: Lookout, take: str) -> None:
     ours = dict(stage.store.versions[-1])
     stage.store.versions.append({} if take == "all" else {**ours, take: "by hand"})
     stage.look(90, step=timedelta(minutes=1))
-    assert [Reason.VAULT_DRIFT] == stage.told("drift")
-    assert [Reason.VAULT_DRIFT] == [record.drift for record in stage.journal.all_keys()]
+    assert [Reason.VAULT_OVERWRITTEN] == stage.told("drift")
+    assert [Reason.VAULT_OVERWRITTEN] == [record.drift for record in stage.journal.all_keys()]
     stage.store.versions.append(ours)
     stage.look(60, step=timedelta(minutes=1))
-    assert ([Reason.VAULT_DRIFT, None], None) == (stage.told("drift"), stage.record.drift)
+    assert ([Reason.VAULT_OVERWRITTEN, None], None) == (stage.told("drift"), stage.record.drift)
 
 
 def test_a_foreign_field_is_no_drift(stage: Lookout) -> None:
@@ -307,3 +308,36 @@ def test_a_key_without_a_record_is_left_alone(stage: Lookout) -> None:
 def test_health_is_a_fact() -> None:
     """Well means: no reason, no failures."""
     assert (None, 0, "") == (Health().reason, Health().failures, Health().detail)
+
+
+def test_what_the_login_at_vault_hangs_on_is_watched(stage: Lookout) -> None:
+    """A secret id's end reaches the metrics; the login is kept alive though somebody used the next one's wrapping."""
+    ends = stage.clock.now() + timedelta(hours=20)
+    renewed: list[int] = []
+
+    class Wrapped:
+        """The store, whose secret ids come wrapped."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(stage.store, name)
+
+        def ready(self) -> None:
+            if renewed:
+                raise Permanent("used already", reason=Reason.VAULT_WRAPPING_TOKEN_USED)
+
+        def renew(self) -> datetime:
+            renewed.append(1)
+            return ends
+
+        def credentials(self) -> list[Credential]:
+            return [Credential(name="secret_id", expires_at=ends)]
+
+    stage.engine.world = replace(stage.engine.world, store=Wrapped())  # type: ignore[arg-type]
+    watcher = Watcher(stage.engine, {"acme": stage.platform}, watch=WATCH, drift_interval=DRIFT)
+    watcher.keep_vault_login()
+    assert {"vault": (Credential(name="secret_id", expires_at=ends),)} == dict(watcher.facts.credentials)
+    assert watcher.health()["vault"].reason is None
+    stage.clock.pass_time(timedelta(seconds=11))
+    watcher.keep_vault_login()
+    assert Reason.VAULT_WRAPPING_TOKEN_USED is watcher.health()["vault"].reason
+    assert (2, ends) == (len(renewed), watcher.token_ends_at)

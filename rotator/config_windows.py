@@ -1,0 +1,70 @@
+"""Windows that contradict one another: a key that is issued in place takes its consumers down at once, so it may only
+be rotated while all of them may be restarted (design, "The way a rotation goes").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+from rotator.policy import Window, next_opening, open_until
+
+# Any year does: crons repeat, and a check must say the same today and tomorrow.
+_FROM: Final = datetime(2027, 1, 1, tzinfo=UTC)
+_LONG_ENOUGH: Final = timedelta(days=371)
+_MOST: Final = 2000  # openings that are looked at: a window that opens every minute has half a million a year
+
+
+class WindowLike(Protocol):
+    """As the configuration has it."""
+
+    @property
+    def cron(self) -> str: ...
+    @property
+    def duration(self) -> timedelta: ...
+    @property
+    def timezone(self) -> str: ...
+
+
+def outside(key: Sequence[WindowLike], consumer: Sequence[WindowLike]) -> datetime | None:
+    """An opening of the key's windows during which the consumer's are not open all the time; None where there is none.
+
+    A key without windows may be rotated at any time: the moment that is given is then one at which the consumer's are
+    closed.
+    """
+    theirs = [_window(window) for window in consumer]
+    if not theirs:
+        return None
+    if not key:
+        return _closed(theirs)
+    for start, end in _openings([_window(window) for window in key]):
+        if not any((until := open_until(window, start)) is not None and until >= end for window in theirs):
+            return start
+    return None
+
+
+def _closed(windows: Sequence[Window]) -> datetime | None:
+    """A moment at which none is open; None where one always is."""
+    at = _FROM
+    for _ in range(_MOST):
+        ends = [end for window in windows if (end := open_until(window, at)) is not None]
+        if not ends:
+            return at
+        at = max(ends)
+    return None
+
+
+def _openings(windows: Sequence[Window]) -> Iterator[tuple[datetime, datetime]]:
+    for window in windows:
+        at = _FROM
+        for _ in range(_MOST):
+            opening = next_opening([window], at)
+            if opening is None or opening > _FROM + _LONG_ENOUGH:
+                break
+            yield opening, opening + window.duration
+            at = opening
+
+
+def _window(window: WindowLike) -> Window:
+    return Window(cron=window.cron, duration=window.duration, timezone=window.timezone)
