@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final, Protocol
 
 from rotator.policy import Window, next_opening, open_until
@@ -33,12 +34,16 @@ def outside(key: Sequence[WindowLike], consumer: Sequence[WindowLike]) -> dateti
     A key without windows may be rotated at any time: the moment that is given is then one at which the consumer's are
     closed.
     """
-    theirs = [_window(window) for window in consumer]
+    return _outside(tuple(map(_window, key)), tuple(map(_window, consumer)))
+
+
+@lru_cache(1024)  # a fleet has few different windows, and a year of them is a third of a second's work
+def _outside(key: tuple[Window, ...], theirs: tuple[Window, ...]) -> datetime | None:
     if not theirs:
         return None
     if not key:
         return _closed(theirs)
-    for start, end in _openings([_window(window) for window in key]):
+    for start, end in _openings(key):
         if not any((until := open_until(window, start)) is not None and until >= end for window in theirs):
             return start
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from fakes import FakeClock, FakeStore, Stage
 from rotator.errors import Permanent, RotatorError, Transient
 from rotator.keys import decide
-from rotator.model import Credential, Verdict
+from rotator.model import Credential, StoredSecret, Verdict
 from rotator.policy import Policy
 from rotator.reasons import Reason
 from rotator.watcher import ASK_AGAIN_AT_MOST, Health, Watcher
@@ -341,3 +342,24 @@ def test_what_the_login_at_vault_hangs_on_is_watched(stage: Lookout) -> None:
     watcher.keep_vault_login()
     assert Reason.VAULT_WRAPPING_TOKEN_USED is watcher.health()["vault"].reason
     assert (2, ends) == (len(renewed), watcher.token_ends_at)
+
+
+def test_the_looks_at_vault_are_spread_over_the_interval(stage: Lookout) -> None:
+    """The second look comes after a share of the interval that the dice choose, and each one after that in its time."""
+    times = []
+    read = stage.store.read
+
+    def noted(path: str, version: int | None = None) -> StoredSecret:
+        times.append(stage.clock.monotonic())
+        return read(path, version)
+
+    stage.store.read = noted  # type: ignore[method-assign]
+    stage.with_verify = False
+    for _ in range(200):
+        stage.watcher.keep_vault_login()
+        stage.watcher.look_at_vault()
+        stage.clock.pass_time(timedelta(minutes=1))
+    gaps = [(after - before) / DRIFT.total_seconds() for before, after in pairwise(times)]
+    assert 0 < gaps[0] < 0.95
+    assert all(1 <= gap < 1.1 for gap in gaps[1:])
+    assert len(gaps) > 4
