@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
 import hvac.exceptions
@@ -29,6 +29,8 @@ from rotator.timestamps import parse_http_date, retry_after
 
 Send = Callable[[RawAdapter], requests.Response]
 
+_CHUNK: Final = 64 * 1024
+LONGEST_ANSWER: Final = 16 * 1024 * 1024  # bytes; a secret has at most one MiB, unless Vault is configured otherwise
 POOL: Final = 32  # kept connections for one address: above the daemon's threads, or urllib3 throws some away
 _LONGEST_MESSAGE: Final = 200
 # Statuses that a caller reads itself; all others from 300 on mean the same wherever they come from.
@@ -174,6 +176,22 @@ def library_error(exc: Exception, *, what: str) -> RotatorError:
     return Transient(f"vault: {what}: {type(exc).__name__}", reason=Reason.VAULT_UNAVAILABLE)
 
 
+class _Bounded(HTTPAdapter):
+    """Reads no more of an answer than Vault could ever send: something else may answer in its place."""
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
+        response = super().send(request, *args, **options)
+        if response._content is False:  # not read yet; requests itself would read all of it
+            content = bytearray()
+            for chunk in response.iter_content(_CHUNK):
+                content += chunk
+                if len(content) > LONGEST_ANSWER:
+                    response.close()
+                    raise requests.exceptions.ContentDecodingError(f"the answer is longer than {LONGEST_ANSWER} bytes")
+            response._content = bytes(content)
+        return response
+
+
 class VaultWire:
     """Sends requests to the first of several addresses that serves. Thread safe.
 
@@ -209,7 +227,7 @@ class VaultWire:
         self._session.verify = ca_file or True
         self._session.cert = client_cert
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_connections=len(urls), pool_maxsize=POOL, max_retries=0))
+            self._session.mount(scheme, _Bounded(pool_connections=len(urls), pool_maxsize=POOL, max_retries=0))
 
     def call(
         self, operation: str, send: Send, *, what: str, token: Secret | None = None, elsewhere: bool = True
