@@ -25,15 +25,15 @@ run: $(STAMP) ## the daemon on the embedded sandbox; Ctrl-C ends it
 packages: ## install the Debian packages that the tests need, or name the missing ones
 	@sh tools/debian-packages.sh
 
-# Two halves beside each other: one computes, the other mostly waits for processes. Each prints when it has ended.
-test: $(STAMP) packages ## every test but those of `make platforms`; a quarter of an hour
+# Two halves beside each other, about as long as one another: the parts, and the whole program. Each prints at its end.
+test: $(STAMP) packages ## every test but those of `make platforms`; less than 20 minutes
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target inside outside
 
 inside: $(STAMP)
-	$(BIN)/python -m pytest -m "not long" tests/unit tests/contract tests/simulation
+	$(BIN)/python -m pytest -m "not long" tests/unit tests/contract tests/integration
 
 outside: $(STAMP)
-	$(BIN)/python -m pytest -m "not long" tests/acceptance tests/integration
+	$(BIN)/python -m pytest -m "not long" tests/acceptance tests/simulation
 
 platforms: $(STAMP) packages ## one suite over every provider, malformed answers at each, a demo of each platform
 	$(BIN)/python -m pytest -m long

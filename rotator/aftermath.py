@@ -12,7 +12,7 @@ from rotator.lifecycle import backoff
 from rotator.managed import ManagedKey
 from rotator.model import Result, RotationEvent, Step, Strategy
 from rotator.reasons import Reason
-from rotator.rotation import ConfirmDone, IssueDone, Outcome, RestartDone, Rotation
+from rotator.rotation import ConfirmDone, DeliverLater, Failed, IssueDone, Outcome, RestartDone, Rotation
 
 # What a rotation says of itself without having failed.
 NOTED = frozenset({Reason.EXPIRY_IMPLAUSIBLE, Reason.OLD_SECRET_ALIVE})
@@ -51,7 +51,14 @@ def key_after(
     """What a step of a rotation means for its key."""
     failed = rotation.reason is not None and rotation.reason not in NOTED
     if failed:
-        record = replace(record, failures=record.failures + 1, last_reason=rotation.reason, last_detail=rotation.detail)
+        counted = rotation.result is Result.ROLLED_BACK  # when it turned around, which is when the words were said too
+        known = record.last_detail if counted and record.last_reason is rotation.reason else ""
+        record = replace(
+            record,
+            failures=record.failures + (0 if counted else 1),
+            last_reason=rotation.reason,
+            last_detail=rotation.detail or known,
+        )
     if rotation.reason is Reason.VAULT_CONFLICT:
         record = replace(record, drift=Reason.VAULT_CONFLICT)
     record = _dated(record, key, rotation, draw)
@@ -148,24 +155,28 @@ def story(
     key: ManagedKey, old: Rotation, new: Rotation, outcome: Outcome, step: Step, *, seconds: float, at: datetime
 ) -> Iterator[RotationEvent]:
     """The events of one step, the same for the log, the metrics and the history."""
-    bad = new.reason is not None and new.reason not in NOTED
+    back = _arrived_back(old, new, outcome)
+    bad = new.reason is not None and new.reason not in NOTED and not back
+    reason = None if back else new.reason
     implausible = isinstance(outcome, IssueDone) and not new.plausible
     same = bad and old.reason is new.reason and old.step is new.step
+    looked = isinstance(outcome, DeliverLater) and old.detail == new.detail  # it is looked for every few seconds
     yield told(
         new,
         "step",
         at,
         step=step,
         result="failed" if bad else "ok",
-        reason=Reason.EXPIRY_IMPLAUSIBLE if implausible else new.reason,
+        reason=Reason.EXPIRY_IMPLAUSIBLE if implausible else reason,
         seconds=seconds,
         detail=new.detail,
-        repeated=same and not _worth_repeating(new.attempts),
+        repeated=looked or (same and not _worth_repeating(new.attempts)),
     )
     if isinstance(outcome, RestartDone):
         kinds = {link.consumer.name: link.consumer.kind for link in key.consumers}
         done = {ticket.consumer for ticket in outcome.tickets}
-        for name in turn_of(old, key.limits.plans):
+        following = {plan.name for plan in key.limits.plans if plan.follows}  # they are proven, and never restarted
+        for name in (name for name in turn_of(old, key.limits.plans) if name not in following):
             result = "ok" if name in done else "failed"
             extra = {"consumer": name, "kind": kinds.get(name, "")}
             yield told(new, "restart", at, result=result, extra=extra)
@@ -209,6 +220,12 @@ def told(
         extra=extra or {},
         repeated=repeated,
     )
+
+
+def _arrived_back(old: Rotation, new: Rotation, outcome: Outcome) -> bool:
+    """Whether this step did well, and was the last one of a way back: the reason is that of the way back."""
+    ended = new.result is Result.ROLLED_BACK and old.rolling_back is not None
+    return ended and not isinstance(outcome, Failed)
 
 
 def _worth_repeating(attempts: int) -> bool:

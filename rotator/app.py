@@ -41,7 +41,6 @@ from rotator.sealing import open_seal
 from rotator.secret_refs import SecretRef, reveal
 from rotator.selections import MakeKey, Selections, remembered
 from rotator.settings import Settings
-from rotator.steps import World
 from rotator.stores.vault import VaultStore
 from rotator.stores.vault_wrapped import Keep
 from rotator.taking_up import introduce, take_back
@@ -50,6 +49,7 @@ from rotator.verify import MqttProber
 from rotator.watcher import Watcher
 from rotator.web.application import make_application
 from rotator.web.server import Listener, bind_tcp, bind_unix
+from rotator.world import World
 
 # What the engine calls, by strategy: a provider of somebody else's may lack some of it.
 VERBS: Mapping[Strategy, type] = {Strategy.IN_PLACE: InPlace, Strategy.REPLACE: Replacing, Strategy.CHOSEN: Choosing}

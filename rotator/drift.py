@@ -11,7 +11,7 @@ from rotator.keys import ConsumerFacts, KeyRecord
 from rotator.managed import ManagedKey
 from rotator.model import Identity, Secret, StoredSecret, Verdict
 from rotator.reasons import Reason
-from rotator.steps import World
+from rotator.world import World
 
 # What the look at Vault finds; every other drift is somebody else's to take away.
 IN_VAULT: Final = frozenset(

@@ -74,8 +74,9 @@ from rotator.rotation import (
     SettleDone,
     Wait,
 )
-from rotator.steps import Steps, World, failure
+from rotator.steps import Steps, failure
 from rotator.taking_up import take_on
+from rotator.world import World
 
 log = structlog.get_logger(__name__)
 

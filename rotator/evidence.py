@@ -192,5 +192,6 @@ def _not_confirmed(missing: Mapping[str, str]) -> Failed:
     names = ", ".join(sorted(missing))
     return Failed(
         reason=Reason.CONSUMER_NOT_CONFIRMED,
-        detail=f"not seen on the new secret: {names}" + (f" (the watch was blind: {blind})" if blind else ""),
+        # the names first: behind "secret:" the log would take them for one, and put stars in their place
+        detail=f"{names}: not seen on the new secret" + (f" (the watch was blind: {blind})" if blind else ""),
     )

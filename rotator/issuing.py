@@ -22,7 +22,8 @@ from rotator.model import Issued, Secret, Step, Strategy
 from rotator.ports import Recreating
 from rotator.reasons import Reason
 from rotator.rotation import ChooseDone, IssueDone, Outcome, Rotation
-from rotator.steps import Steps, World, bound_to, choosing, failure, in_place, replacing
+from rotator.steps import Steps, bound_to, choosing, failure, in_place, replacing
+from rotator.world import World
 
 log = structlog.get_logger(__name__)
 

@@ -200,7 +200,7 @@ def roll_back(rotation: Rotation, reason: Reason, detail: str, now: datetime) ->
         return None
     if rotation.finished_at is not None:
         return None
-    back = replace(rotation, rolling_back=reason, no_way_back=False, looked=0)
+    back = replace(rotation, rolling_back=reason, turned=detail, no_way_back=False, looked=0)
     untouched = rotation.answers == 0 and rotation.calling_since is None and not rotation.unsettled
     if rotation.issues == 0 or (untouched and rotation.strategy is Strategy.CHOSEN):
         return _rolled_back(back, now)
@@ -287,7 +287,7 @@ def _rolled_back(rotation: Rotation, now: datetime) -> Rotation:
     reason = rotation.rolling_back
     if _may_have_lost_a_key(rotation) and rotation.step not in {Step.LOOK, Step.FINISH}:
         return _turned(rotation, Step.FINISH, reason, rotation.detail, now)  # one more look for it
-    ended = _end(rotation, Result.ROLLED_BACK, now, reason, rotation.detail)
+    ended = _end(rotation, Result.ROLLED_BACK, now, reason, rotation.detail or rotation.turned)
     return replace(ended, quarantine=reason, calling_since=None, sealed=False)
 
 
@@ -354,6 +354,9 @@ def _failed(rotation: Rotation, failed: Failed, now: datetime, limits: Limits) -
             if rotation.attempts + 1 >= FINISH_TRIES and not _may_have_lost_a_key(rotation):
                 return _finished(rotation, FinishDone(), now, limits)
             return _again(rotation, failed, now)
+        case Step.DELIVER if failed.reason is Reason.VAULT_OVERWRITTEN and _only_forward(rotation):
+            # it never arrives: a person decides whether another one is issued
+            return replace(_end(rotation, Result.FAILED, now, failed.reason, failed.detail), quarantine=failed.reason)
         case Step.DELIVER if exhausted and _only_forward(rotation):
             # nobody is restarted onto the old secret, however long it takes: a person must look at the way there
             return replace(_again(rotation, failed, now), quarantine=failed.reason)

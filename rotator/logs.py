@@ -75,8 +75,7 @@ def configure(*, stream: TextIO | None = None, level: str = "INFO", json_lines: 
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
+        wrapper_class=structlog.stdlib.BoundLogger,  # not cached: a module's logger would outlive this configuration
     )
 
 

@@ -46,6 +46,9 @@ def _checks(settings: Settings, parts: Parts) -> Iterator[dict[str, Any]]:
         yield _vault_path(key, parts)
         yield _broker(key, parts)
         for link in key.consumers:
+            if link.delivery is not None:
+                what = f"key {key.name}: delivery to {link.consumer.name}"
+                yield _tried(what, link.delivery.preflight, "its own way to the secret is there")
             if link.open_watch is not None and link.early:
                 yield _tried(
                     f"key {key.name}: proof of {link.consumer.name}", partial(_watch, key, link), "can be seen"

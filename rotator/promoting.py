@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -13,9 +12,7 @@ from rotator.model import Secret, StoredSecret, Verdict
 from rotator.ports import Judge
 from rotator.reasons import Reason
 from rotator.rotation import Rotation
-
-if TYPE_CHECKING:
-    from rotator.steps import World
+from rotator.world import World
 
 log = structlog.get_logger(__name__)
 

@@ -30,7 +30,8 @@ from rotator.rotation import (
     Rotation,
     WayBackDone,
 )
-from rotator.steps import Steps, World, choosing, find, marked, replacing, stayed_up
+from rotator.steps import Steps, choosing, find, marked, replacing, stayed_up
+from rotator.world import World
 
 # How soon a clock that is off is looked at again.
 _SKEW_PAUSE = timedelta(seconds=30)

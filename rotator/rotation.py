@@ -124,6 +124,7 @@ class Rotation:
     reconfirmed_at: datetime | None = None
     deleted_at: datetime | None = None
     rolling_back: Reason | None = None
+    turned: str = ""  # what was said when it turned around
     reverted: bool = False  # Vault holds the previous data again, as a new version
     no_way_back: bool = False
     restart_only: bool = False  # nothing is issued: consumers that missed a version are brought to it

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import cast
@@ -19,14 +19,11 @@ from typing import cast
 import structlog
 
 from rotator.batches import pending, turn_of
-from rotator.claims import ClockSkew
 from rotator.errors import Permanent, RotatorError, Stopping, Transient, UnknownOutcome
 from rotator.evidence import Evidence
-from rotator.journal.seal import Fingerprints, Seal
-from rotator.journal.sqlite import SqliteJournal
 from rotator.managed import ConsumerLink, ManagedKey
 from rotator.model import Check, Order, Secret, Step, Strategy, Ticket, UpstreamKey, Verdict
-from rotator.ports import Choosing, Clock, InPlace, Prober, Replacing, Store
+from rotator.ports import Choosing, InPlace, Replacing
 from rotator.promoting import write
 from rotator.reasons import Reason
 from rotator.rotation import (
@@ -42,21 +39,7 @@ from rotator.rotation import (
     Rotation,
     SettleDone,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """Everything that the steps act on."""
-
-    clock: Clock
-    store: Store
-    prober: Prober
-    journal: SqliteJournal
-    seal: Seal
-    fingerprints: Fingerprints
-    stop: threading.Event  # set when the grace of a shutdown is over
-    on_conflict_take_over: bool = False
-    skew: ClockSkew = field(default_factory=ClockSkew)
+from rotator.world import World
 
 
 class Secrets:
@@ -259,6 +242,7 @@ class Steps:
         words = "not yet where it is read by " + ", ".join(link.consumer.name for link in late)
         waited = self._world.clock.now() - (rotation.step_since or since)
         if any(waited >= link.deliver_timeout for link in late):
+            self._still_ours(key, rotation)  # what was overwritten in Vault meanwhile never arrives
             return Failed(reason=Reason.DELIVERY_LATE, detail=words)
         return DeliverLater(detail=words)
 
@@ -310,7 +294,7 @@ class Steps:
 
     def _settle(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         """Did the restarted consumers stay up?"""
-        confirmed, crashed, failed = stayed_up(key, rotation)
+        confirmed, crashed, failed = stayed_up(key, rotation, trusting=True)
         if failed is None and not rotation.restart_only:
             self._annotate(key, rotation)
         return SettleDone(confirmed=confirmed, crashed=crashed, failed=failed)
@@ -360,8 +344,15 @@ class _Checks:
         self.found = (*self.found, Check(name=name, ok=True))
 
 
-def stayed_up(key: ManagedKey, rotation: Rotation) -> tuple[list[str], list[str], Failed | None]:
-    """The restarted consumers that are up, those that are not, and why."""
+def stayed_up(
+    key: ManagedKey, rotation: Rotation, *, trusting: bool = False
+) -> tuple[list[str], list[str], Failed | None]:
+    """The restarted consumers that are up, those that are not, and why.
+
+    Args:
+        trusting: who was proven in an earlier batch, and can't be asked now, is taken to be up: to restart all of them
+            because of that would take more away at once than they allow.
+    """
     links = {link.consumer.name: link for link in key.consumers}
     confirmed: list[str] = []
     crashed: list[str] = []
@@ -374,6 +365,9 @@ def stayed_up(key: ManagedKey, rotation: Rotation) -> tuple[list[str], list[str]
         try:
             links[progress.name].consumer.check(progress.ticket)
         except RotatorError as exc:
+            if trusting and progress.confirmed_at is not None and exc.reason is not Reason.CONSUMER_CRASHED:
+                confirmed.append(progress.name)
+                continue
             crashed.append(progress.name)
             failed = failure(exc)
         else:

@@ -34,7 +34,7 @@ from rotator.model import (
 from rotator.policy import Policy
 from rotator.ports import Judge
 from rotator.rotation import Limits
-from rotator.steps import World
+from rotator.world import World
 
 START = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 

@@ -8,6 +8,7 @@ Every call may be repeated: a patch is the same however often it is made. So not
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -16,10 +17,12 @@ from typing import Any, Final, TypeVar
 import httpx2
 import msgspec
 from lightkube import Client, operators
+from lightkube.config import models as config_models
+from lightkube.core.decoders import decode_list
 from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.generic_resource import GenericNamespacedResource, create_namespaced_resource
 from lightkube.models.authorization_v1 import ResourceAttributes, SelfSubjectAccessReviewSpec
-from lightkube.models.meta_v1 import LabelSelector
+from lightkube.models.meta_v1 import LabelSelector, Status
 from lightkube.resources.apps_v1 import DaemonSet, Deployment, StatefulSet
 from lightkube.resources.authorization_v1 import SelfSubjectAccessReview
 from lightkube.resources.core_v1 import Pod
@@ -49,6 +52,24 @@ _SHOWN: Final = 300  # characters of the API server's own words in a message
 _OPERATORS: Final = {"In": operators.in_, "NotIn": operators.not_in}
 # What lightkube raises where an answer is not what Kubernetes sends.
 _UNREADABLE: Final = (msgspec.MsgspecError, ValueError, LookupError, TypeError, AttributeError)
+
+
+def _prepare() -> None:
+    """Have msgspec build its tables for all that is read here, while the lock of this file's import keeps others out.
+
+    It builds them when a type is first decoded, and two threads that do so at once crash the process (msgspec 0.22):
+    the daemon would die when two consumers are restarted at the same moment, which is what *in place* does.
+    """
+    listed = (*WORKLOADS.values(), Pod)
+    configured = (config_models.Cluster, config_models.Context, config_models.User)
+    for kind in (*listed, SelfSubjectAccessReview, Status, *configured):
+        with contextlib.suppress(msgspec.ValidationError):  # a field is missing; the tables are there by then
+            msgspec.json.decode(b"{}", type=kind)
+    for kind in listed:
+        decode_list(b'{"items": []}', kind)
+
+
+_prepare()
 
 
 class Api:

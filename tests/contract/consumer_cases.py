@@ -1,6 +1,6 @@
 """What every kind of consumer must do: one suite, which a kind's own test file runs over a stage of its own.
 
-A kind that can't get into a case takes it out: `test_half_down = None`.
+A kind that can't get into a case takes it out, `test_half_down = None`, and says why in test_every_consumer.py.
 """
 
 from __future__ import annotations

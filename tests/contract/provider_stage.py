@@ -29,10 +29,10 @@ from rotator.model import Identity, RequestDone, Result, RotationEvent, Secret, 
 from rotator.policy import Policy
 from rotator.ports import OnRequest
 from rotator.rotation import Limits, Rotation
-from rotator.steps import World
 from rotator.taking_up import introduce, take_back
 from rotator.verify import MqttProber
 from rotator.watcher import Watcher
+from rotator.world import World
 
 NAME, PATH = "building-a", "mqtt/building-a"
 VERBS = {Strategy.IN_PLACE: "issue", Strategy.REPLACE: "create", Strategy.CHOSEN: "set_secret"}

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from rotator.clock import SystemClock
@@ -74,18 +78,28 @@ def every(subject: SystemdConsumer) -> Outcome:
     return {"preflight": outcome(subject.preflight), "restart": outcome(lambda: subject.restart(ORDER))}
 
 
-def crashing(subject: SystemdConsumer) -> Outcome:
-    """Restart, then look until something is wrong: the first error, by which verb, and what was well before."""
+def crashing(subject: SystemdConsumer, then: Callable[[], object] = lambda: None) -> Outcome:
+    """Restart, look once, do `then`, and look until something is wrong: the first error, by which verb, and when.
+
+    `first` is what the one look found, `seconds` how long after `then` the error came.
+    """
     try:
         ticket = subject.restart(ORDER)
     except RotatorError as exc:
         return {"verb": "restart", "error": type(exc).__name__, "reason": exc.reason.value, "message": exc.message}
     first = outcome(lambda: subject.check(ticket))
-    found, deadline = first, time.monotonic() + 10
-    while not found["error"] and time.monotonic() < deadline:
+    then()
+    found, began = first, time.monotonic()
+    while not found["error"] and time.monotonic() < began + 20:
         time.sleep(0.02)
         found = outcome(lambda: subject.check(ticket))
-    return found | {"verb": "check", "first": first["error"]}
+    return found | {"verb": "check", "first": first["error"], "seconds": time.monotonic() - began}
+
+
+def until_told(name: str, after: str) -> tuple[str, Callable[[], None]]:
+    """A command that does well until it is told, so that no load is mistaken for a crash; and what tells it."""
+    word = Path("/run") / name
+    return f"ExecStart=/bin/sh -c 'until test -e {word}; do sleep 0.02; done; {after}'", word.touch
 
 
 def good() -> Outcome:
@@ -129,12 +143,30 @@ def crash_at_start() -> Outcome:
 
 
 def crash_later() -> Outcome:
-    return crashing(consumer(unit("crash1.service", "ExecStart=/bin/sh -c 'sleep 1; exit 3'")))
+    service, tell = until_told("crash3", "sleep 3; exit 3")
+    return crashing(consumer(unit("crash3.service", service)), tell)
 
 
 def crash_and_restart() -> Outcome:
-    service = "ExecStart=/bin/sh -c 'sleep 0.5; exit 3'\nRestart=always\nRestartSec=0"
-    return crashing(consumer(unit("loop.service", service, "StartLimitIntervalSec=0")))
+    service, tell = until_told("loop", "exit 3")
+    name = unit("loop.service", f"{service}\nRestart=always\nRestartSec=0", "StartLimitIntervalSec=0")
+    return crashing(consumer(name), tell)
+
+
+def crash_between_two_looks() -> Outcome:
+    """Dead and back before anybody looked again: active both times, by another process."""
+    name = unit("back.service", f"{SLEEP}\nRestart=always\nRestartSec=0")
+
+    def die() -> None:
+        pid = show(name, "MainPID")
+        systemctl("kill", "-s", "KILL", name)
+        deadline = time.monotonic() + 10
+        while (show(name, "MainPID") in ("0", pid) or show(name, "ActiveState") != "active") and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(0.01)
+
+    return crashing(consumer(name), die) | {"restarts": show(name, "NRestarts"), "active": show(name, "ActiveState")}
 
 
 def missing() -> Outcome:
@@ -187,6 +219,14 @@ def reloads() -> Outcome:
     found = every(subject)
     ticket = subject.restart(ORDER)
     return found | {"check": outcome(lambda: subject.check(ticket)), "pid": show(name, "MainPID")}
+
+
+def hangs_in_reload() -> Outcome:
+    name = unit("reloadhang.service", f"{SLEEP}\nExecReload=/bin/sleep 60")
+    systemctl("start", name)
+    before = show(name, "MainPID")
+    found = every(consumer(name, action="reload", timeout=1))
+    return found | {"alive": before == show(name, "MainPID")}
 
 
 def signalled() -> Outcome:
@@ -257,14 +297,50 @@ def user() -> Outcome:
 
 def forbidden() -> Outcome:
     subject = consumer(unit("guarded.service", SLEEP))
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, 0)
-    os.setresuid(NOBODY, NOBODY, 0)
-    try:
+    with user_of(NOBODY):
         return every(subject)
+
+
+@contextmanager
+def user_of(number: int) -> Iterator[None]:
+    """Be this user and group, without any others."""
+    os.setgroups([])
+    os.setresgid(number, number, 0)
+    os.setresuid(number, number, 0)
+    try:
+        yield
     finally:
         os.setresuid(0, 0, 0)
         os.setresgid(0, 0, 0)
+
+
+def polkit() -> Outcome:
+    """deploy/systemd/50-rotator.rules as it stands, with the user that deploy/systemd/rotator.sysusers.conf makes."""
+    deploy = Path(__file__).parents[2] / "deploy" / "systemd"
+    rules = Path("/etc/polkit-1/rules.d")
+    rules.mkdir(parents=True, exist_ok=True)
+    shutil.copy(deploy / "50-rotator.rules", rules)
+    (rules / "50-rotator.rules").chmod(0o644)
+    subprocess.run(["/usr/bin/systemd-sysusers", deploy / "rotator.sysusers.conf"], check=True)
+    systemctl("restart", "polkit.service")
+    trap = "ExecStart=/bin/sh -c 'trap : HUP; touch /run/%n; while :; do sleep 0.05; done'\nExecReload=/bin/true"
+    for name in ("ingest.service", "other.service"):
+        systemctl("start", unit(name, trap))
+        _wait(Path("/run") / name)
+    verbs = {"kill": "SIGHUP", "reload": None, "reload-or-restart": None, "restart": None}
+    with user_of(pwd.getpwnam("rotator").pw_uid):
+        found: Outcome = {
+            f"{verb} {name}": outcome(partial(consumer(name, action=verb, signal=signal).restart, ORDER))
+            for name in ("ingest.service", "other.service")
+            for verb, signal in verbs.items()
+        }
+        asked = ["/usr/bin/systemctl", "--no-ask-password", "stop", "ingest.service"]
+        stopped = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return found | {
+        "stop": stopped.returncode,
+        "words": stopped.stderr,
+        "active": show("ingest.service", "ActiveState"),
+    }
 
 
 def main() -> None:

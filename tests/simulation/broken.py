@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rotator.engine import Engine
@@ -51,6 +52,25 @@ class RetiresBeforeConfirming(Engine):
         self._table[Step.DEACTIVATE] = lambda key, rotation: DeactivateDone(at=self.world.clock.now())
 
 
+class RestartsAllAtOnce(Engine):
+    """Knows no canaries, batches and windows."""
+
+    def __init__(self, keys: Mapping[str, ManagedKey], *given: Any, **options: Any) -> None:
+        hasty = {name: replace(key, limits=replace(key.limits, plans=())) for name, key in keys.items()}
+        super().__init__(hasty, *given, **options)
+
+
+class RestartsBeforeDelivery(Engine):
+    """Takes what Vault holds for what consumers read."""
+
+    def __init__(self, keys: Mapping[str, ManagedKey], *given: Any, **options: Any) -> None:
+        direct = {
+            name: replace(key, consumers=tuple(replace(link, delivery=None) for link in key.consumers))
+            for name, key in keys.items()
+        }
+        super().__init__(direct, *given, **options)
+
+
 class WithoutCas:
     """A store that writes what it read before, whatever has become of it since: the whole secret, without `cas`."""
 
@@ -87,5 +107,7 @@ def without_cas(vault: SimVault) -> Store:
 BROKEN: Mapping[str, Parts] = {
     "promote before seal": Parts(engine=PromotesBeforeSealing),
     "retire before confirm": Parts(engine=RetiresBeforeConfirming),
+    "restart all at once": Parts(engine=RestartsAllAtOnce),
+    "restart before delivery": Parts(engine=RestartsBeforeDelivery),
     "write without cas": Parts(store=without_cas),
 }

@@ -19,13 +19,14 @@ from rotator.engine import Engine
 from rotator.errors import RotatorError
 from rotator.keys import ROLL_BACK, KeyRecord
 from rotator.model import Identity, Order, RotationEvent, Step, Strategy
-from rotator.rotation import Rotation
+from rotator.rotation import ConsumerPlan, Rotation
 from rotator.sealing import open_seal
 from rotator.settings import FileSeal
-from rotator.steps import World as EngineWorld
 from rotator.taking_up import introduce, take_back
 from rotator.watcher import Watcher
+from rotator.world import World as EngineWorld
 from simulation.crash_journal import Commit, TappedJournal, TappedSpool
+from simulation.delivery import Copy, Versions
 from simulation.world import AFTER, BEFORE, Broker, Consumer, Killed, Platform, SimClock, Vault, World, managed
 
 ORDER = Order(key="building-a", version=1)
@@ -51,6 +52,13 @@ class Variant:
     deactivates: bool = True
     expires: bool | None = None  # what the platform's documents say of dates; None: what it does
     alone: bool = False  # nobody else keeps a field in the same secret, so that Vault is not read before a write
+    plans: tuple[ConsumerPlan, ...] = ()  # of all consumers, in the order of their names; else there are two, without
+    late: timedelta | None = None  # so long after Vault the consumers' own way to the secret has it
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the consumers."""
+        return tuple(plan.name for plan in self.plans) or ("ingest", "archive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +110,7 @@ class Tally:
     useless: dict[str, datetime] = field(default_factory=dict)  # id → when it was deactivated
     deleted: dict[str, datetime] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)  # rotations
+    restarts: list[str] = field(default_factory=list)  # of consumers, by name, until the old key is retired
     broken: list[str] = field(default_factory=list)  # what was seen to be wrong on the way
     wakes: int = 0
     kills: int = 0
@@ -134,17 +143,26 @@ class Stage:
         self.broker_refuses_first = False  # the first new secret, for ever
         self.rollback_at: Step | None = None  # a person asks for it when this step is about to be run
         self._traps: list[Trap] = []
+        self._by_others: list[dict[str, str]] = []  # versions whose secret somebody else wrote
         self._points: set[str] = set()
         self._vault_fault: tuple[datetime, RotatorError] | None = None
         self._clock_mended_at: datetime | None = None
         self._last: Commit | None = None
         self.old_secret = self.platform.add(ORIGINAL).secret
         others = {} if variant.alone else {"theirs": "kept"}
-        self.vault.paths[PATH] = [{"username": ORIGINAL, "password": self.old_secret, **others}]
-        self.consumers = [Consumer(name, self.world, self.vault, self.platform, PATH) for name in ("ingest", "archive")]
+        versions = Versions(self.world, [{"username": ORIGINAL, "password": self.old_secret, **others}])
+        self.vault.paths[PATH] = versions
+        copy = Copy(self.world, NAME, versions, variant.late) if variant.late is not None else None
+        reads = copy.held if copy is not None else None
+        self.consumers = [
+            Consumer(name, self.world, self.vault, self.platform, PATH, reads=reads) for name in variant.names
+        ]
         for consumer in self.consumers:
             consumer.restart(ORDER)
-        self.key = managed(NAME, ORIGINAL, self.platform, self.consumers)
+        deliveries = dict.fromkeys(variant.names, copy) if copy is not None else None
+        patience = (variant.late or timedelta(0)) * 10
+        key = managed(NAME, ORIGINAL, self.platform, self.consumers, deliveries=deliveries, deliver_timeout=patience)
+        self.key = replace(key, limits=replace(key.limits, plans=variant.plans))
         self.platform.on_change = self._cut_off
         self.platform.on_request = lambda done: self.engine.skew.seen(done)
         if start is None:
@@ -276,6 +294,8 @@ class Stage:
     def somebody_writes(self, fields: dict[str, str], *, works: bool = False) -> None:
         """Somebody else changes fields of our path in Vault; `works`: the broker lets in who comes with them."""
         self.vault.paths[PATH].append({**self.vault.current(PATH), **fields})
+        if "password" in fields:
+            self._by_others.append(self.vault.current(PATH))
         if works:
             self.broker.strangers.add((fields["username"], fields["password"]))
 
@@ -370,7 +390,7 @@ class Stage:
             until, error = self._vault_fault
             if self.clock.true < until:
                 raise error
-        if not point.startswith("consumer.") or whose == "ingest":
+        if not point.startswith("consumer.") or self.variant.plans or whose == "ingest":
             self._strike(EFFECT, when, point)
         if point == "broker.probe" and self.broker_refuses_first:
             tried = [key.secret for key in self.platform.keys.values() if key.id == whose]
@@ -384,7 +404,9 @@ class Stage:
         tally, true = self.tally, self.clock.true
         if tally.proven is None and all(c.connected and c.runs_on[0] != ORIGINAL for c in self.consumers):
             tally.proven = true
-        if when == BEFORE:
+        if point == "consumer.restart":
+            self._restarting(when, whose)
+        elif when == BEFORE:
             if point in {"provider.deactivate", "provider.delete"}:
                 self._must_be_unused(point, whose)
         elif point == "provider.issue":
@@ -394,6 +416,20 @@ class Stage:
             tally.useless.setdefault(whose, true)
         elif point == "provider.delete":
             tally.deleted.setdefault(whose, true)
+
+    def _restarting(self, when: str, name: str) -> None:
+        """Before: is it written down that this one may run on another secret? After: is it what Vault holds by us?"""
+        if when == BEFORE:
+            rotation = self.rotation
+            noted = rotation is not None and any(c.name == name and c.touched and c.in_turn for c in rotation.consumers)
+            self.tally.broken += [] if noted else [f"{name} is restarted, and the journal does not say so"]
+            return
+        if not self.tally.useless:
+            self.tally.restarts.append(name)
+        runs_on = next(consumer.runs_on for consumer in self.consumers if consumer.name == name)
+        ours = next(held for held in reversed(self.vault.paths[PATH]) if held not in self._by_others)
+        if runs_on not in {(held["username"], held["password"]) for held in (ours, self.vault.current(PATH))}:
+            self.tally.broken.append(f"{name} was restarted onto {runs_on}, which Vault does not hold")
 
     def _must_be_unused(self, point: str, id: str) -> None:
         used = [c.name for c in self.consumers if c.connected and c.runs_on[0] == id]

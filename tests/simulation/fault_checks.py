@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from datetime import timedelta
 
@@ -32,7 +33,7 @@ def after_the_fault(stage: Stage, row: Row, plan: Plan, *, came_home: bool) -> l
     broken += not_at_home(stage) + answers_lost(stage, row) + retired_early(stage)
     broken += overwritten(stage, plan) + not_at_rest(stage)
     if not changed:
-        broken += the_wrong_secret(stage, row)
+        broken += the_wrong_secret(stage, row) + out_of_turn(stage, row, plan)
     return stage.tally.broken + broken
 
 
@@ -97,6 +98,26 @@ def retired_early(stage: Stage) -> list[str]:
         grace = gone - since if since is not None else timedelta(0)
         broken += [] if grace >= GRACE else [f"deleted after a grace of {grace}"]
     return broken
+
+
+def out_of_turn(stage: Stage, row: Row, plan: Plan) -> list[str]:
+    """In the order laid down, nobody left out, and nobody repeated whose restart and proof were written down.
+
+    After the old key's retirement everybody may be restarted to prove itself again: that is not looked at.
+    """
+    turns, seen = row.route.turns, stage.tally.restarts
+    if not turns:
+        return []
+    most = Counter(turns)
+    last = row.route.steps[: row.index + 1].count(Step.RESTART) - 1  # whose restart the fault struck, or came before it
+    if row.step in {Step.RESTART, Step.CONFIRM, Step.SETTLE}:
+        most[turns[last]] += plan.times
+    if plan.unproven and last > 0:
+        most[turns[last - 1]] += 1
+    in_order = list(dict.fromkeys(seen)) == list(dict.fromkeys(turns))
+    counted = Counter(seen)
+    enough = all(times <= counted[name] <= most[name] for name, times in Counter(turns).items())
+    return [] if in_order and enough else [f"restarted: {seen}, not {turns}"]
 
 
 def overwritten(stage: Stage, plan: Plan) -> list[str]:

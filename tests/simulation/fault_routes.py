@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 from rotator.errors import UnknownOutcome
 from rotator.model import Result, Step, Strategy
+from rotator.rotation import ConsumerPlan
 from simulation.crash_stage import EFFECT, Place, Stage, Variant
 from simulation.world import AFTER, BEFORE
 
@@ -18,7 +20,18 @@ CHOSEN = Variant("chosen", Strategy.CHOSEN, dated=False)
 DATELESS = Variant("in place without the date it should have", Strategy.IN_PLACE, dated=False, expires=True)
 ALONE = Variant("in place alone", Strategy.IN_PLACE, alone=True)
 REPLACE_ALONE = Variant("replace alone", Strategy.REPLACE, alone=True)
-VARIANTS = (IN_PLACE, UNDATED, DATELESS, REPLACE, DELETES, CHOSEN, ALONE, REPLACE_ALONE)
+IN_TURN = Variant(
+    "replace in turn",
+    Strategy.REPLACE,
+    plans=(
+        ConsumerPlan(name="ingest", max_unavailable=1),
+        ConsumerPlan(name="archive", max_unavailable=1),
+        ConsumerPlan(name="canary", canary=True),
+    ),
+)
+LATE = Variant("in place, delivered late", Strategy.IN_PLACE, late=timedelta(seconds=0.8))
+LATE_REPLACE = Variant("replace, delivered late", Strategy.REPLACE, late=timedelta(seconds=0.8))
+VARIANTS = (IN_PLACE, UNDATED, DATELESS, REPLACE, DELETES, CHOSEN, ALONE, REPLACE_ALONE, IN_TURN, LATE, LATE_REPLACE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,7 @@ class Route:
     issued: int = 1
     result: Result = Result.SUCCEEDED
     prepare: Callable[[Stage], object] = lambda stage: None
+    turns: tuple[str, ...] = ()  # the restarts up to the proof, where their order is laid down
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -88,6 +102,7 @@ def _asked_back(step: Step) -> Callable[[Stage], None]:
 
 _LOST, _NEVER = _call_unanswered(AFTER), _call_unanswered(BEFORE)
 _ANEW = "preflight issue probe promote PROOF"
+_BATCH = "restart confirm settle"
 _BACK = Result.ROLLED_BACK
 
 ROUTES = (
@@ -131,9 +146,9 @@ ROUTES = (
     Route(
         REPLACE,
         "asked back",
-        "preflight issue probe promote deliver [way_back revert PROOF clean]",
+        "preflight issue probe promote deliver restart [way_back revert PROOF clean]",
         result=_BACK,
-        prepare=_asked_back(Step.RESTART),
+        prepare=_asked_back(Step.CONFIRM),
     ),
     Route(
         REPLACE,
@@ -156,6 +171,32 @@ ROUTES = (
         f"{_ANEW} [way_back revert] PROOF clean",
         result=_BACK,
         prepare=_asked_back(Step.RECONFIRM),
+    ),
+    # In batches, and with a delivery that is late, only the steps are struck that differ: the others are the same as
+    # above. Of three batches, two whole ones and the beginning of the last: its confirm and settle are the second's.
+    Route(
+        IN_TURN,
+        "batch by batch",
+        f"preflight issue probe promote deliver [{_BATCH} {_BATCH} restart] confirm settle"
+        " deactivate reconfirm delete finish",
+        turns=("canary", "ingest", "archive"),
+    ),
+    Route(
+        IN_TURN,
+        "asked back",
+        "preflight issue probe promote deliver restart way_back revert deliver [restart confirm settle] clean",
+        result=_BACK,
+        prepare=_asked_back(Step.CONFIRM),
+        turns=("canary", "canary"),
+    ),
+    Route(LATE, "delivered", "preflight issue promote probe [deliver deliver restart] confirm settle finish"),
+    Route(
+        LATE_REPLACE,
+        "asked back",
+        "preflight issue probe promote deliver deliver restart way_back revert [deliver deliver restart]"
+        " confirm settle clean",
+        result=_BACK,
+        prepare=_asked_back(Step.CONFIRM),
     ),
     Route(CHOSEN, "usual", "[preflight choose issue promote probe PROOF finish]"),
     Route(

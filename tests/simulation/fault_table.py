@@ -14,7 +14,7 @@ from rotator.errors import BadAnswer, Permanent, RotatorError, Transient, Unknow
 from rotator.model import Step, Strategy
 from rotator.reasons import Reason
 from simulation.crash_journal import FULL, LOCKED
-from simulation.crash_stage import BEGIN, DAMAGE, EFFECT, INTENT, RECORD, TAKEN_BACK, Place, Stage
+from simulation.crash_stage import BEGIN, DAMAGE, EFFECT, INTENT, ORIGINAL, RECORD, TAKEN_BACK, Place, Stage
 from simulation.fault_routes import ROUTES, Route, raising
 from simulation.world import AFTER, BEFORE, Killed
 
@@ -52,6 +52,8 @@ EFFECTS = {
     Step.CLEAN: Effect("provider.delete"),
     Step.FINISH: Effect("provider.list", changes=False),
 }
+DELIVERED = Effect("delivery.arrived", changes=False)  # where the consumers do not read Vault themselves
+NEGATIVE_PROOF = ("vault.read", "broker.probe")  # finish: does the broker refuse the old secret now?
 WAY_BACK_CHOSEN = Effect("provider.issue")  # the old secret is set again
 TOUCHES_NOTHING = {
     Step.CHOOSE: "a secret is made up: nothing outside the process is touched",
@@ -66,15 +68,21 @@ NO_ANSWER = "no secret is answered at this step"
 NO_ROOM = "no room is set aside at this step"
 NO_RATE = "brokers and consumers limit no rate"
 NO_TAIL = "the commit that erases the blob empties the log: it has no tail"
-IMPOSSIBLE = {*TOUCHES_NOTHING.values(), NO_TRACE, NO_INTENT, NO_ANSWER, NO_ROOM, NO_RATE, NO_TAIL}
+NOT_THE_PROOF = "no old secret is tried at this point"
+ONCE_IS_ENOUGH = "strikes the step, not this point of it: put in by the row of the step"
+IMPOSSIBLE = {
+    *TOUCHES_NOTHING.values(),
+    *(NOT_THE_PROOF, ONCE_IS_ENOUGH, NO_TRACE, NO_INTENT, NO_ANSWER, NO_ROOM, NO_RATE, NO_TAIL),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One step of one route."""
+    """One step of one route. `then`: what it touches after its effect, where a row is about that alone."""
 
     route: Route
     index: int
+    then: str = ""
 
     @property
     def step(self) -> Step:
@@ -89,6 +97,10 @@ class Row:
     @property
     def effect(self) -> Effect | None:
         """What the step does."""
+        if self.then:
+            return Effect(self.then, changes=False)
+        if self.step is Step.DELIVER and self.route.variant.late is not None:
+            return DELIVERED
         return WAY_BACK_CHOSEN if self.chosen and self.step is Step.WAY_BACK else EFFECTS.get(self.step)
 
     @property
@@ -101,7 +113,8 @@ class Row:
         return Place(self.index, RECORD, when, self.step)
 
     def __str__(self) -> str:
-        return f"{self.route.variant.name}, {self.route.name}, {self.index} {self.step.value}"
+        then = f", {self.then}" if self.then else ""
+        return f"{self.route.variant.name}, {self.route.name}, {self.index} {self.step.value}{then}"
 
 
 def rows() -> Iterator[Row]:
@@ -109,6 +122,8 @@ def rows() -> Iterator[Row]:
     for route in ROUTES:
         for index in route.rows:
             yield Row(route, index)
+            if route.steps[index] is Step.FINISH:
+                yield from (Row(route, index, then) for then in NEGATIVE_PROOF)
 
 
 # --- the faults ------------------------------------------------------------------------------------------------------
@@ -119,7 +134,8 @@ class Plan:
     """A fault put in: where, what, how often.
 
     `answers_lost`: how many answers die of it; `looked_for`: which a look at the provider finds. `written`: the fields
-    of our path that somebody else changes. `also`: one more place where it strikes.
+    of our path that somebody else changes. `also`: one more place where it strikes. `unproven`: the proof of the step
+    before, which waits to be written with the intent, is lost with it.
     """
 
     place: Place
@@ -129,6 +145,7 @@ class Plan:
     looked_for: bool = True
     written: dict[str, str] | None = None
     also: Place | None = None
+    unproven: bool = False
 
 
 Planned = Plan | str  # or why it can't be
@@ -152,7 +169,7 @@ def _killed_at_effect(row: Row, when: str) -> Planned:
 def _killed_at_intent(row: Row, when: str) -> Planned:
     if row.step not in INTENT_STEPS:
         return NO_INTENT
-    return Plan(Place(row.index, INTENT, when), raising(Killed()))
+    return Plan(Place(row.index, INTENT, when), raising(Killed()), unproven=when == BEFORE)
 
 
 def _killed_at_record(row: Row, when: str) -> Planned:
@@ -177,6 +194,7 @@ def _unanswered(point: str) -> Exception:
         "provider": Reason.PROVIDER_UNREACHABLE,
         "vault": Reason.VAULT_UNREACHABLE,
         "consumer": Reason.CONSUMER_TIMEOUT,
+        "delivery": Reason.CONSUMER_RESTART_FAILED,
     }
     return Transient("no answer", reason=reasons[point.partition(".")[0]])
 
@@ -191,6 +209,7 @@ def _refusal(row: Row) -> Planned:
         "provider": Reason.PROVIDER_REFUSED,
         "vault": Reason.VAULT_DENIED,
         "consumer": Reason.CONSUMER_CRASHED if place.point == "consumer.check" else Reason.CONSUMER_RESTART_FAILED,
+        "delivery": Reason.CONSUMER_FORBIDDEN,
     }
     return Plan(place, raising(Permanent("refused", reason=reasons[place.point.partition(".")[0]])))
 
@@ -278,7 +297,8 @@ def _log_damaged(row: Row, place: Place | str) -> Planned:
         return NO_TAIL
     lost = int(row.answers and place.kind == EFFECT)
     # the intent went with the log: nobody knows that there was a call
-    return Plan(place, raising(Killed(*DAMAGE)), answers_lost=lost, looked_for=not lost)
+    unproven = place.kind == EFFECT
+    return Plan(place, raising(Killed(*DAMAGE)), answers_lost=lost, looked_for=not lost, unproven=unproven)
 
 
 def _clock_steps(row: Row, span: timedelta, kind: str) -> Planned:
@@ -286,6 +306,23 @@ def _clock_steps(row: Row, span: timedelta, kind: str) -> Planned:
     if isinstance(place, str):
         return place
     return Plan(replace(place, when=BEFORE), lambda stage, _left: stage.clock_steps(span))
+
+
+def _old_secret_let_in(row: Row) -> Planned:
+    """The broker is slow to hear that the old one is useless: it is asked again."""
+    if row.then != "broker.probe":
+        return NOT_THE_PROOF
+
+    def act(stage: Stage, _left: int) -> None:
+        stage.broker.strangers ^= {(ORIGINAL, stage.old_secret)}
+
+    place = Place(row.index, EFFECT, BEFORE, row.then)
+    return Plan(place, act, also=replace(place, index=row.index + 1))
+
+
+def planned(name: str, row: Row) -> Planned:
+    """What this fault is at this row."""
+    return ONCE_IS_ENOUGH if row.then and name not in AT_A_POINT else FAULTS[name](row)
 
 
 FAULTS: dict[str, Callable[[Row], Planned]] = {
@@ -299,6 +336,7 @@ FAULTS: dict[str, Callable[[Row], Planned]] = {
     "timeout, done": partial(_timeout, when=AFTER),
     "refusal": _refusal,
     "rate limit": _rate_limit,
+    "old secret let in": _old_secret_let_in,
     "no usable secret": _no_usable_secret,
     "Vault sealed": partial(_vault_fails, error=Transient("sealed", reason=Reason.VAULT_SEALED)),
     "token revoked": partial(_vault_fails, error=Permanent("permission denied", reason=Reason.VAULT_AUTH)),
@@ -320,3 +358,5 @@ FAULTS: dict[str, Callable[[Row], Planned]] = {
     "clock a day forward at the effect": partial(_clock_steps, span=DAY, kind=EFFECT),
     "clock a day back at the effect": partial(_clock_steps, span=-DAY, kind=EFFECT),
 }
+# Those whose place is one point of a step.
+AT_A_POINT = {"killed before the effect", "timeout, not done", "refusal", "rate limit", "old secret let in"}

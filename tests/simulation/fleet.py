@@ -27,7 +27,8 @@ from rotator.model import (
 )
 from rotator.policy import Policy, Window
 from rotator.ports import Judge
-from rotator.rotation import Limits
+from rotator.rotation import ConsumerPlan, Limits
+from simulation.delivery import Copy, Versions
 from simulation.world import AFTER, BEFORE, Consumer, Platform, PlatformKey, Vault, World, managed
 
 BETWEEN = "between"  # Vault: after the read of a write, before the write itself
@@ -35,6 +36,8 @@ LIFE = timedelta(days=90)
 AGE = timedelta(days=60)  # what 33 % of 90 days leaves
 JITTER = timedelta(hours=1)
 GRACE = timedelta(days=1)
+NIGHTLY = Window(cron="0 2 * * *", duration=timedelta(hours=3))
+LATE_SHARE = 0.08  # of the keys whose consumers do not read Vault themselves, but a copy that is minutes late
 NOTE = "note"  # a field of every other path that is somebody else's
 
 # name, strategy, whether the platform names dates, whether a key can be deactivated
@@ -128,6 +131,7 @@ class Source:
 
     path: str
     platform: SimPlatform
+    copy: Copy | None = None  # its own way to the secret, where it does not read Vault itself
     runs_on: tuple[str, str] = ("", "")
     connected: bool = False
 
@@ -138,19 +142,21 @@ class Reader(Consumer):
 
     sources: list[Source] = field(default_factory=list)
     down: bool = False  # the process is gone, or cut off from the network
+    on_restart: Callable[[Reader, str], None] = lambda reader, key: None
 
     def restart(self, order: Order) -> Ticket:
         self.world.at("consumer.restart", BEFORE, self.name)
         at = self.world.clock.now()
         self.restarts += 1
         self.read_anew()
+        self.on_restart(self, order.key)
         self.world.at("consumer.restart", AFTER, self.name)
         return Ticket(consumer=self.name, restarted_at=at)
 
     def read_anew(self) -> None:
         """What a start of the process does."""
         for source in self.sources:
-            data = self.vault.current(source.path)
+            data = source.copy.held() if source.copy is not None else self.vault.current(source.path)
             source.runs_on, source.connected = (data["username"], data["password"]), False
         self.try_again()
 
@@ -243,15 +249,20 @@ class Fleet:
         path = f"mqtt/{name}"
         # of each platform, every other key has its path for itself: what preflight saw is written over without a look
         others = {NOTE: "0"} if number // len(_PLATFORMS) % 2 == 0 else {}
-        self.vault.paths[path] = [{**others, "username": born.id, "password": born.secret}]
-        consumers = self._consumers(number, dice, path, platform, born)
-        deactivates = platform.deactivates
+        versions = Versions(self.world, [{**others, "username": born.id, "password": born.secret}])
+        self.vault.paths[path] = versions
+        ways = random.Random(f"{dice.random()}/consumers")
+        late = timedelta(minutes=ways.uniform(0.5, 10))
+        copy = Copy(self.world, name, versions, late) if ways.random() < LATE_SHARE else None
+        consumers = self._consumers(number, dice, path, platform, born, copy)
+        deactivates, in_batches = platform.deactivates, platform.strategy is Strategy.REPLACE and len(consumers) > 1
         limits = Limits(
             settle=timedelta(0),
             propagation=timedelta(seconds=5),
             grace=GRACE,
             deactivates=deactivates,
             expires=platform.dated,
+            plans=_plans(ways, [consumer.name for consumer in consumers]) if in_batches else (),
         )
         # an answer without an expiry must be proven at the broker where the platform made the secret
         verify = platform.name == "undated" or dice.random() < 0.85
@@ -263,17 +274,27 @@ class Fleet:
             limits=limits,
             policy=_policy(dice, platform),
             with_verify=verify,
+            deliveries={consumer.name: copy for consumer in consumers} if copy is not None else None,
         )
         self.keys[name] = self.by_family[family] = self.by_path[path] = SimKey(name, family, platform, consumers, key)
         for consumer in consumers:
             self.readers.setdefault(consumer.name, []).append(self.keys[name])
 
     def _consumers(
-        self, number: int, dice: random.Random, path: str, platform: SimPlatform, born: PlatformKey
+        self,
+        number: int,
+        dice: random.Random,
+        path: str,
+        platform: SimPlatform,
+        born: PlatformKey,
+        copy: Copy | None,
     ) -> tuple[Reader, ...]:
-        """Mostly one; some keys have two or none, and some share theirs with the next key."""
+        """Mostly one; some keys have two or none, and some share theirs with the next key. Many of *replace* have four,
+        restarted in batches."""
         kind = dice.random()
         names = [] if kind < 0.05 else [f"reader-{number}"] if kind < 0.9 else [f"reader-{number}", f"second-{number}"]
+        if platform.strategy is Strategy.REPLACE and number // len(_PLATFORMS) % 3 < 2:
+            names = [f"{place}-{number}" for place in ("reader", "second", "third", "fourth")]
         if number % 20 in {7, 8}:
             names = [f"shared-{number // 20}"]
         for name in names:
@@ -281,13 +302,27 @@ class Fleet:
             if reader is None:
                 reader = Reader(name=name, world=self.world, vault=self.vault, platform=platform, path=path)
                 self.consumers[name] = reader
-            reader.sources.append(Source(path, platform, (born.id, born.secret)))
+            reader.sources.append(Source(path, platform, copy, (born.id, born.secret)))
         return tuple(self.consumers[name] for name in names)
 
 
 def _policy(dice: random.Random, platform: SimPlatform) -> Policy:
-    nightly = Window(cron="0 2 * * *", duration=timedelta(hours=3))
-    windows = (nightly,) if dice.random() < 0.1 else ()
+    windows = (NIGHTLY,) if dice.random() < 0.1 else ()
     if platform.dated:
         return Policy(before_expiry=Share(0.33), jitter=JITTER, windows=windows)
     return Policy(max_age=AGE, jitter=JITTER, windows=windows)
+
+
+def _plans(dice: random.Random, names: Sequence[str]) -> tuple[ConsumerPlan, ...]:
+    """Most with a canary, one or two away at once, some with a window of its own for one of them."""
+    canary, windowed = dice.choice((*names, "")), dice.choice((*names, *[""] * len(names)))
+    most = dice.choice((1, 1, 2, None))
+    return tuple(
+        ConsumerPlan(
+            name=name,
+            canary=name == canary,
+            max_unavailable=most,
+            windows=(NIGHTLY,) if name == windowed else (),
+        )
+        for name in names
+    )

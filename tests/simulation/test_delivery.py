@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from threading import Event
 
@@ -16,9 +16,10 @@ from rotator.journal.seal import Fingerprints, Seal
 from rotator.journal.spool import Spool
 from rotator.journal.sqlite import SqliteJournal
 from rotator.keys import KeyRecord
-from rotator.model import Order, Result, RotationEvent, Secret, Strategy
-from rotator.steps import World as EngineWorld
+from rotator.model import Order, Result, RotationEvent, Strategy, Ticket
 from rotator.taking_up import introduce
+from rotator.world import World as EngineWorld
+from simulation.delivery import Copy, Versions
 from simulation.world import Broker, Consumer, Platform, Vault, World, managed
 
 KEY, PATH, OLD = "building-a", "mqtt/building-a", "old"
@@ -26,52 +27,14 @@ LATE = timedelta(seconds=60)
 
 
 @dataclass
-class Copy:
-    """What consumers read: Vault's data as it was a minute ago (ports.Delivery)."""
-
-    world: World
-    vault: Vault
-
-    def __post_init__(self) -> None:
-        self.versions: list[tuple[datetime, dict[str, str]]] = []
-
-    def look(self) -> None:
-        """Note what Vault holds now."""
-        current = self.vault.current(PATH)
-        if not self.versions or self.versions[-1][1] != current:
-            self.versions.append((self.world.clock.now(), dict(current)))
-
-    def held(self) -> dict[str, str]:
-        """What the copy holds now."""
-        self.look()
-        arrived = [data for at, data in self.versions if self.world.clock.now() >= at + LATE]
-        return arrived[-1] if arrived else self.versions[0][1]
-
-    def preflight(self) -> None:
-        """It is there."""
-
-    def ask(self, order: Order) -> None:
-        self.look()
-
-    def arrived(self, order: Order, secret: Secret, since: datetime) -> bool:
-        return self.held()["password"] == secret.reveal()
-
-
-@dataclass
 class Reader(Consumer):
-    """Reads the copy, and keeps what it was restarted onto."""
+    """Reads the copy, and counts how often it was restarted onto another secret than Vault's."""
 
-    copy: Copy | None = None
-    stale: int = 0  # restarts onto another secret than Vault's
+    stale: int = 0
 
-    def restart(self, order: Order):  # type: ignore[no-untyped-def]
-        assert self.copy is not None
+    def restart(self, order: Order) -> Ticket:
         ticket = super().restart(order)
-        data = self.copy.held()
-        self.stale += data != self.vault.current(PATH)
-        self.runs_on = (data["username"], data["password"])
-        self.connects.pop() if self.connected else None
-        self.connect()
+        self.stale += self.runs_on[1] != self.vault.current(PATH)["password"]
         return ticket
 
 
@@ -84,13 +47,13 @@ class Late:
         self.platform = Platform(self.world, strategy)
         self.vault = Vault(self.world)
         key = self.platform.add(OLD)
-        self.vault.paths[PATH] = [{"username": OLD, "password": key.secret}]
-        self.copy = Copy(self.world, self.vault)
-        self.copy.look()
-        self.readers = [Reader(n, self.world, self.vault, self.platform, PATH, copy=self.copy) for n in ("a", "b")]
-        made = managed(KEY, OLD, self.platform, self.readers)
-        if delivered:
-            made = replace(made, consumers=tuple(replace(link, delivery=self.copy) for link in made.consumers))
+        versions = Versions(self.world, [{"username": OLD, "password": key.secret}])
+        self.vault.paths[PATH] = versions
+        copy = Copy(self.world, KEY, versions, LATE)
+        readers = [Reader(n, self.world, self.vault, self.platform, PATH, reads=copy.held) for n in ("a", "b")]
+        self.readers = readers
+        deliveries = {reader.name: copy for reader in readers} if delivered else None
+        made = managed(KEY, OLD, self.platform, readers, deliveries=deliveries)
         self.made = replace(made, limits=replace(made.limits, grace=timedelta(seconds=5)))
         self.events: list[RotationEvent] = []
         self.journal = SqliteJournal(f"sqlite:///{directory}/rotator.db")
@@ -126,7 +89,6 @@ class Late:
                 return
             ahead = record.wake_at - self.clock.now() if record.wake_at is not None else timedelta(0)
             self.clock.pass_time(max(ahead, timedelta(milliseconds=100)))
-            self.copy.look()
         raise AssertionError(f"no end: {self.journal.open_rotation(KEY)}")
 
     def ended(self) -> list[str]:

@@ -37,10 +37,13 @@ def test_a_simulated_year_breaks_no_rule(seed: int, lived: Callable[[int], Run])
 
 
 def test_the_years_together_lost_answers_and_struck_often(lived: Callable[[int], Run]) -> None:
-    """The faults are no decoration: answers were lost, and hundreds of times something failed."""
+    """The faults are no decoration: answers were lost, hundreds of times something failed, and consumers went back."""
     runs = [lived(seed) for seed in range(SEEDS)]
     assert sum(run.counts["lost"] for run in runs) >= SEEDS
     assert sum(run.counts["struck"] for run in runs) >= 10 * SEEDS
+    assert sum(run.counts["in batches"] for run in runs) >= 10 * SEEDS
+    assert sum(run.counts["late looks"] for run in runs) >= 10 * SEEDS
+    assert sum(run.counts["on the way back"] for run in runs) > 0
 
 
 def test_one_seed_is_one_history(lived: Callable[[int], Run]) -> None:

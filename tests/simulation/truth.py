@@ -5,54 +5,19 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from rotator.claims import MOST_SKEW
 from rotator.journal.sqlite import Blob, Erase
 from rotator.model import Result, RotationEvent, Strategy, Verdict
 from rotator.reasons import Reason
 from rotator.rotation import Rotation
+from simulation.facts import SLACK, Facts, Violation
 from simulation.fleet import AGE, GRACE, JITTER, LIFE, NOTE, Fleet, SimKey
+from simulation.turns import Turns
 
-# How far a wall clock may be off before the engine must notice (rule 11), with some room.
-SLACK = MOST_SKEW + timedelta(minutes=1)
 # How old the checks before a call may be (rule 8): a consumer that others restart may be waited for.
 FRESH = timedelta(hours=1)
-
-
-class Violation(BaseException):
-    """A rule of the design is broken. No `except Exception` of the engine may swallow it."""
-
-    def __init__(self, rule: str, key: str, detail: str) -> None:
-        super().__init__(f"{rule}: {key}: {detail}")
-        self.rule, self.key, self.detail = rule, key, detail
-
-
-@dataclass
-class Facts:
-    """What is true of one key."""
-
-    lost: int = 0  # answers that nobody holds, and that were not replaced yet
-    unlooked: bool = False  # such a call was not looked for at the provider yet
-    unknown: bool = False  # a call went out, whether or not it arrived, and no answer came
-    refused: set[str] = field(default_factory=set)  # secrets that the broker refused when last asked
-    replaced: set[str] = field(default_factory=set)  # secrets in whose place one was issued, being due
-    chances: set[str] = field(default_factory=set)  # and once more shortly before their end
-    asked: int = 0  # rotations that a person asked for, or let begin again
-    in_hand: str | None = None  # an answer that nobody but the process holds
-    sealed: bool = False  # chosen: the secret of the call that is out is sealed
-    kept: set[str] = field(default_factory=set)  # secrets that journal or spool held
-    waiting: set[str] = field(default_factory=set)  # those that never were in Vault
-    preflight_at: datetime | None = None
-    preflight_version: int = 0
-    accepted_version: int = 0  # what others wrote up to here, a person has seen
-    theirs: set[int] = field(default_factory=set)  # versions in which somebody else wrote our fields
-    promoted_at: datetime | None = None
-    deactivated: dict[str, datetime] = field(default_factory=dict)
-    current_ids: set[str] = field(default_factory=set)  # ids that ever were in Vault
-    hurried: bool = False  # a person asked for no grace
 
 
 class Truth:
@@ -64,6 +29,7 @@ class Truth:
         self.journal_down: Callable[[], bool] = lambda: False  # neither journal nor spool takes an answer
         self.restores = False  # `on_drift: restore`
         self.effective = self.lost = self.promoted = self.ended = self.restored = 0
+        self.turns = Turns(fleet, self.facts)
         fleet.vault.on_write = self.wrote
         fleet.on_probe = self.probed
 
@@ -156,6 +122,7 @@ class Truth:
     def saved(self, rotation: Rotation, blob: Blob | Erase | None) -> None:
         """The journal (or the spool) holds this now."""
         facts = self.facts[rotation.key]
+        self.turns.noted(rotation)
         if isinstance(blob, Blob) and rotation.sealed:
             facts.sealed = True
             if facts.in_hand is not None:
@@ -260,6 +227,7 @@ class Truth:
 
     def heard(self, event: RotationEvent) -> None:
         """Every failure has a name, and none is unforeseen (rule 7)."""
+        self.turns.heard(event)
         if event.result in {"failed", "rolled_back"} and event.reason is None and event.name != "restart":
             raise Violation("every failure has a name", event.key, f"{event.name} {event.step} has no reason")
         if event.reason is Reason.UNFORESEEN:

@@ -32,7 +32,7 @@ from rotator.model import (
     marker_in,
 )
 from rotator.policy import Policy
-from rotator.ports import Judge
+from rotator.ports import Delivery, Judge
 from rotator.reasons import Reason
 from rotator.rotation import Limits
 
@@ -362,7 +362,7 @@ class Broker:
 
 @dataclass
 class Consumer:
-    """Reads Vault at each restart, and connects with what it finds; cut off, it tries again with what it has."""
+    """Reads Vault at each restart, or what `reads` gives, and connects with it; cut off, it tries again with that."""
 
     name: str
     world: World
@@ -375,6 +375,7 @@ class Consumer:
     connects: list[tuple[str, Sighting]] = field(default_factory=list)
     losses: list[tuple[str, Sighting]] = field(default_factory=list)
     connected: bool = False
+    reads: Callable[[], Mapping[str, str]] | None = None
 
     def preflight(self) -> None:
         self.world.at("consumer.preflight", BEFORE, self.name)
@@ -383,7 +384,7 @@ class Consumer:
         self.world.at("consumer.restart", BEFORE, self.name)
         at = self.world.clock.now()
         self.restarts += 1
-        data = self.vault.current(self.path)
+        data = self.reads() if self.reads is not None else self.vault.current(self.path)
         self.runs_on = (data["username"], data["password"])
         self.connect()
         self.world.at("consumer.restart", AFTER, self.name)
@@ -440,15 +441,25 @@ def managed(
     limits: Limits | None = None,
     policy: Policy | None = None,
     with_verify: bool = True,
+    deliveries: Mapping[str, Delivery] | None = None,
+    deliver_timeout: timedelta = timedelta(minutes=20),
 ) -> ManagedKey:
-    """A key of this world, wired as `app` wires one."""
+    """A key of this world, wired as `app` wires one. `deliveries`: own ways to the secret, by the consumer's name."""
 
     def link(consumer: Consumer) -> ConsumerLink:
+        own_way = deliveries.get(consumer.name) if deliveries is not None else None
+
         def open_watch(identity: Identity, _secret: Secret | None, _order: Order | None) -> Watch:
             return Watch(consumer, identity.username, len(consumer.connects), len(consumer.losses))
 
-        timeout = timedelta(seconds=5)
-        return ConsumerLink(consumer=consumer, timeout=timeout, settle=timedelta(0), open_watch=open_watch)
+        return ConsumerLink(
+            consumer=consumer,
+            timeout=timedelta(seconds=5),
+            settle=timedelta(0),
+            open_watch=open_watch,
+            delivery=own_way,
+            deliver_timeout=deliver_timeout,
+        )
 
     def target(identity: Identity, secret: Secret) -> ProbeTarget:
         return ProbeTarget(host="broker.example", port=1883, username=identity.username, password=secret)

@@ -17,9 +17,9 @@ from rotator.managed import ManagedKey
 from rotator.model import RotationEvent, Strategy
 from rotator.policy import Policy
 from rotator.rotation import Limits, Rotation
-from rotator.steps import World as Parts
 from rotator.taking_up import introduce
 from rotator.watcher import Watcher
+from rotator.world import World as Parts
 from simulation.world import BEFORE, START, Broker, Consumer, Hook, Platform, Vault, World, managed
 
 

@@ -20,8 +20,8 @@ from rotator.keys import KeyRecord
 from rotator.managed import ConsumerLink, ManagedKey
 from rotator.model import Order, RotationEvent, Secret, Strategy, Ticket
 from rotator.rotation import ConsumerPlan, Rotation
-from rotator.steps import World as EngineWorld
 from rotator.taking_up import introduce
+from rotator.world import World as EngineWorld
 from simulation.world import Broker, Consumer, Platform, Vault, World, managed
 
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)

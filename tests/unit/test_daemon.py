@@ -48,8 +48,8 @@ from rotator.policy import Policy
 from rotator.ports import Judge
 from rotator.reasons import Reason
 from rotator.rotation import Limits, Rotation
-from rotator.steps import World
 from rotator.watcher import Watcher
+from rotator.world import World
 
 DAY = timedelta(days=1)
 PATIENCE = 20.0

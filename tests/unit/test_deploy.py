@@ -223,7 +223,9 @@ def test_kubernetes_pod_is_closed() -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert secret["defaultMode"] == 0o400
-    assert pod()["automountServiceAccountToken"] is False
+    consumers = yaml.safe_load(kube("ConfigMap")["data"]["rotator.yaml"])["consumers"].values()
+    assert kube("ServiceAccount")["automountServiceAccountToken"] is False
+    assert pod()["automountServiceAccountToken"] is any(each["kind"] == "kubernetes" for each in consumers)
 
 
 def test_image_copies_only_what_is_there_and_let_in() -> None:

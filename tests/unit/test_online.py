@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,7 +16,7 @@ from rotator.app import Parts
 from rotator.errors import Permanent, RotatorError, Transient
 from rotator.managed import ManagedKey
 from rotator.model import Identity, ProbeResult, ProbeTarget, StoredSecret, Strategy, Verdict
-from rotator.online import _broker, _tried, _vault_path
+from rotator.online import _broker, _checks, _tried, _vault_path
 from rotator.reasons import Reason
 from rotator.stores.vault import Survey
 from rotator.stores.vault_policy import Missing
@@ -180,3 +181,18 @@ def test_the_secret_is_text(counter: Counter, value: object) -> None:
     held = counter.key.secret_of({"password": "x"})
     assert held is not None
     assert "x" == held.reveal()
+
+
+def test_a_consumers_own_way_to_the_secret_is_tried(counter: Counter) -> None:
+    """Each delivery by its own preflight, and told by name."""
+
+    class Missing:
+        def preflight(self) -> None:
+            raise Permanent("no such ExternalSecret", reason=Reason.CONSUMER_MISSING)
+
+    link = replace(counter.key.consumers[0], delivery=cast("Any", Missing()), open_watch=None)
+    key = replace(counter.key, consumers=(link,), probe=None)
+    parts = replace(counter.parts, keys={key.name: key})
+    told = {check["what"]: check for check in _checks(cast("Any", SimpleNamespace(selections={})), parts)}
+    check = told[f"key {key.name}: delivery to {link.consumer.name}"]
+    assert (False, "consumer_missing") == (check["ok"], check["reason"])

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from rotator.errors import Transient
 from rotator.keys import versions_behind
-from rotator.model import Result, Step, Strategy
+from rotator.model import Result, Step, Strategy, Ticket
 from rotator.policy import Window
 from rotator.reasons import Reason
 from simulation.world import managed
@@ -224,3 +225,23 @@ def test_keys_of_a_pair_are_never_rotated_within_each_others_settle_time(build: 
     issues = {e.key: e.at for e in house.events if e.name == "step" and e.step is Step.ISSUE}
     assert ends.keys() == {KEY, "building-b"}
     assert issues["building-b"] >= ends[KEY] + settle
+
+
+@pytest.mark.parametrize("reason", [Reason.CONSUMER_RESTART_FAILED, Reason.CONSUMER_CRASHED])
+def test_who_is_proven_and_can_not_be_asked_is_left_alone(build: Build, reason: Reason) -> None:
+    """A later batch's settle finds no D-Bus: nobody of an earlier batch goes down for that; who crashed does."""
+    house = build(Strategy.REPLACE, "a", "b")
+    house.plan(a={"max_unavailable": 1}, b={"max_unavailable": 1})
+    house.boot()
+    house.ask()
+    first = house.workers["a"]
+    asked: list[Ticket] = []
+
+    def check(ticket: Ticket) -> None:
+        asked.append(ticket)
+        if len(asked) == 2:
+            raise Transient("at the second look", reason=reason)
+
+    first.check = check  # type: ignore[method-assign]
+    house.work(timedelta(minutes=2))
+    assert (1 + (reason is Reason.CONSUMER_CRASHED), 1) == (len(first.at), len(house.workers["b"].at))

@@ -20,9 +20,9 @@ from rotator.managed import ManagedKey
 from rotator.model import Identity, Issued, Order, Result, Strategy
 from rotator.reasons import Reason
 from rotator.rotation import Rotation
-from rotator.steps import World
 from rotator.taking_up import introduce
 from rotator.watcher import Watcher
+from rotator.world import World
 from simulation.world import Broker, Consumer, Platform, Vault, managed
 from simulation.world import World as SimWorld
 
