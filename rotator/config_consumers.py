@@ -38,6 +38,13 @@ def _order_template(value: object) -> object:
     return value
 
 
+def _argument(value: object) -> object:
+    # no template with rules of its own: an argument may be a program in a language that has braces
+    if isinstance(value, str) and "{secret}" in value:
+        raise wrong("{secret} can't be used here", "an argument may hold {key} and {version}")
+    return value
+
+
 def _key_template(value: object) -> object:
     if isinstance(value, str) and (found := faults(value, ("key",))):
         raise wrong("; ".join(found), "a template here may hold {key}; write {{ for a brace")
@@ -73,7 +80,8 @@ TopicName = Annotated[Text, BeforeValidator(_topic_name)]
 TopicFilter = Annotated[Text, BeforeValidator(_topic_filter)]
 Signal = Annotated[str, BeforeValidator(_signal)]
 KubernetesName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-Argv = Annotated[tuple[OrderTemplate, ...], Field(min_length=1)]
+Argument = Annotated[Text, BeforeValidator(_argument)]
+Argv = Annotated[tuple[Argument, ...], Field(min_length=1)]
 
 
 # --- delivery

@@ -23,7 +23,6 @@ from rotator.errors import Permanent, Stopping, Transient
 from rotator.model import Order, Ticket
 from rotator.ports import Clock
 from rotator.reasons import Reason
-from rotator.templates import names, render
 
 INHERITED: Final = ("PATH", "HOME", "LANG", "TZ")  # nothing else: the daemon's own variables may hold secrets (rule 6)
 KEPT: Final = 64 * 1024  # bytes of output, the last ones
@@ -43,8 +42,8 @@ class Program:
 
     Args:
         name: of the consumer; every message begins with it.
-        argv: program and arguments, never a shell's line; templates that may hold `{key}` and `{version}`. A program
-            without a slash is looked for on PATH.
+        argv: program and arguments, never a shell's line; `{key}` and `{version}` are filled in, all other braces stay.
+            A program without a slash is looked for on PATH.
         cwd: where it runs; None: where the daemon runs.
         env: variables added to those, not for secrets.
         timeout: how long it may take.
@@ -75,7 +74,7 @@ class Program:
         if self._cwd is not None and not os.path.isdir(self._cwd):
             raise self._missing(f"the folder {self._cwd} does not exist")
         program = self._argv[0]
-        if names(program):
+        if "{key}" in program or "{version}" in program:
             return  # another one for each key or version
         if "/" not in program:
             if shutil.which(program, path=self._environment(None).get("PATH", os.defpath)) is None:
@@ -121,8 +120,8 @@ class Program:
         return found | {"ROTATOR_KEY": order.key, "ROTATOR_VERSION": str(order.version)} if order else found
 
     def _start(self, order: Order | None) -> subprocess.Popen[bytes]:
-        values = {"key": order.key, "version": str(order.version)} if order else {"key": "", "version": ""}
-        argv = [render(argument, values) for argument in self._argv]
+        key, version = (order.key, str(order.version)) if order else ("", "")
+        argv = [argument.replace("{key}", key).replace("{version}", version) for argument in self._argv]
         try:
             return subprocess.Popen(
                 argv,

@@ -139,7 +139,6 @@ def _fields(fields: Json, *, indent: int) -> Iterator[str]:
 
 def _consumer(name: str, directory: Path, proof: Json) -> Json:
     argv = [sys.executable, "-m", "rotator.sandbox.restart", name, "--dir", str(directory / "consumers")]
-    argv = [each.replace("{", "{{").replace("}", "}}") for each in argv]  # a folder's name is no template
     return {"kind": "command", "argv": argv, "deliver": "direct", "timeout": "20s", **proof}
 
 

@@ -121,11 +121,11 @@ class TestCommand(ConsumerCases):
 
 
 def test_templates(stage: CommandStage) -> None:
-    """Key and version stand in the argv, a doubled brace is one, and the environment has both besides `env`."""
+    """Key and version stand in the argv, other braces stay, and the environment has both besides `env`."""
     script = "import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)], open('out', 'w'))"
     subject = CommandConsumer(
         "subject",
-        argv=[sys.executable, "-c", script, "{key}:{version}", "{{{version}}}", "$HOME"],
+        argv=[sys.executable, "-c", script, "{key}:{version}", "{{{version}}}", "{print $1}"],
         cwd=str(stage.folder),
         env={"UNIT": "ingest", "ROTATOR_KEY": "not this one"},
         timeout=timedelta(seconds=20),
@@ -134,7 +134,7 @@ def test_templates(stage: CommandStage) -> None:
     subject.preflight()
     subject.restart(ORDER)
     argv, environment = json.loads((stage.folder / "out").read_text())
-    assert ["building-a:7", "{7}", "$HOME"] == argv
+    assert ["building-a:7", "{{7}}", "{print $1}"] == argv
     wanted = {"ROTATOR_KEY": "building-a", "ROTATOR_VERSION": "7", "UNIT": "ingest", "PATH": os.environ["PATH"]}
     assert wanted == {name: environment[name] for name in wanted}
     assert {"PATH", "HOME", "LANG", "TZ", "LC_CTYPE", *wanted} >= set(environment)

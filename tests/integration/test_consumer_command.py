@@ -91,6 +91,7 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     seen = json.loads((tmp_path / "out").read_text())
     seen.pop("LC_CTYPE", None)  # Python sets it for itself where no locale is set
+    assert ("building-a", "1") == (seen.pop("ROTATOR_KEY"), seen.pop("ROTATOR_VERSION"))
     assert {"PATH": os.environ["PATH"], "HOME": "/home/me", "TZ": "Asia/Tokyo", "UNIT": "ingest"} == seen
 
 

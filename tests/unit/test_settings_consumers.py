@@ -225,8 +225,7 @@ def test_deliveries(config: Config) -> None:
             "{key} and {version}",
         ),
         ("kind: mqtt, host: h, topic: t, payload: '{\"v\": {version}}'", "consumers.x.payload: ", "{{ for a brace"),
-        ("kind: command, argv: [x, '{vers}']", "consumers.x.argv[1]: {vers} is unknown", "{key} and {version}"),
-        ("kind: command, argv: [x, '{username}']", "consumers.x.argv[1]: {username} can't be used here", "{key}"),
+        ("kind: command, argv: [x, '{secret}']", "consumers.x.argv[1]: {secret} can't be used here", "{key}"),
         ("kind: command, argv: [x], confirm: ['{secret}']", "confirm.argv[0]: {secret} can't be used here", "{key}"),
         ("kind: none, confirm: 'http://h.example/{version}'", "http.url: {version} is unknown", "{key}"),
         # secrets and files
