@@ -35,7 +35,7 @@ inside: $(STAMP)
 outside: $(STAMP)
 	$(BIN)/python -m pytest -m "not long" tests/acceptance tests/simulation
 
-platforms: $(STAMP) packages ## one suite over every provider, malformed answers at each, a demo of each platform
+platforms: $(STAMP) packages ## what takes longer: every provider in one suite, malformed answers, demos, faults of Vault, late copies
 	$(BIN)/python -m pytest -m long
 
 soak: $(STAMP) packages ## kill the daemon 1,000 times; SEED=… repeats one, KILLS=… makes it shorter

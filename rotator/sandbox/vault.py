@@ -102,7 +102,9 @@ class VaultServer:
         except (TimeoutError, ChildProcessError) as exc:
             self.stop()
             raise RuntimeError(f"{self._binary} did not start:\n{tail(self.log_file)}") from exc
-        if not self._dev:
+        if self._dev:
+            wait_until("the KV engine", self._engine_ready, timeout=20, interval=0.05)
+        else:
             self._initialise()
             self.unseal()
         return self

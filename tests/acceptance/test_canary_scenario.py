@@ -177,6 +177,7 @@ def not_drifted(process: RotatorProcess) -> None:
     assert [] == process.log("drift")
 
 
+@pytest.mark.long
 def test_killed_between_batches_it_skips_nobody(scene: Scene) -> None:
     """Who was proven before the kill is restarted once more, since nobody watched it meanwhile: in batches as well."""
     first = EDGES  # the batch after the canary

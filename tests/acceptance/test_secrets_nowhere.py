@@ -11,7 +11,11 @@ from nowhere_hunt import forms, hunt
 from rotator.sandbox.mosquitto import MosquittoBroker
 from rotator.sandbox.vault import VaultServer
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]  # the daemon, and commands, for each login
+pytestmark = [
+    pytest.mark.acceptance,
+    pytest.mark.long,
+    pytest.mark.timeout(300),
+]  # the daemon, and commands, for each login
 # Where a name that is no secret must be seen; in the others nothing of the daemon's is said while all is well.
 TELLING = {
     "stdout, stderr and log", "/metrics", "/", "/api/keys", "/api/rotations", "status --json", "history",
@@ -27,11 +31,7 @@ BROUGHT = {
 }
 
 
-# the wrapped login has all that the others have; these run in `make platforms`
-SCENES = [each if "wrapped" in each else pytest.param(each, marks=pytest.mark.long) for each in LOGINS]
-
-
-@pytest.fixture(scope="module", params=SCENES)
+@pytest.fixture(scope="module", params=LOGINS)
 def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A daemon that has gone through everything, and has ended."""
     with VaultServer() as vault, MosquittoBroker() as broker:

@@ -17,7 +17,7 @@ from acceptance.vault_fault_site import BINARY, NEVER, FaultySite, ended, faulty
 from rotator.sandbox.mosquitto import MosquittoBroker
 from rotator.sandbox.vault import VaultServer
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.long]
 
 REASONS = {429: "vault_rate_limited", 500: "vault_unavailable", 503: "vault_unavailable"}
 # Shorter than the daemon's own pause before another preflight (2.5 s), longer than that before another promote (2 s).
