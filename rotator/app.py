@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
@@ -18,25 +15,21 @@ from starlette.applications import Starlette
 
 from rotator.clock import SystemClock
 from rotator.config_base import HttpPart
-from rotator.config_consumers import ConsumerSettings
-from rotator.config_models import KeySettings, Verify
-from rotator.config_models import Window as WindowSettings
 from rotator.confirmation import Confirmations
-from rotator.consuming import Clusters, make_consumers, make_delivery, make_watch
+from rotator.consuming import Clusters, make_consumers
 from rotator.control import Control
 from rotator.daemon import Daemon
 from rotator.engine import Engine
 from rotator.journal.spool import Spool
 from rotator.journal.sqlite import SqliteJournal, database_path, locked
 from rotator.kept_secret_id import KeptSecretId, make_auth
+from rotator.keymaking import KeyMaker, ReadRef
 from rotator.logs import EventLog, log_request
-from rotator.managed import ConsumerLink, ManagedKey, template_values
+from rotator.managed import ManagedKey
 from rotator.metrics import Metrics, StateCollector
-from rotator.model import Identity, ProbeTarget, RequestDone, Secret, Strategy
-from rotator.policy import Policy, Window
+from rotator.model import RequestDone, Strategy
 from rotator.ports import Choosing, Clock, Consumer, InPlace, OnRequest, Provider, Replacing, Store
 from rotator.providers import Site, kinds, make_client, make_tls
-from rotator.rotation import ConsumerPlan, Limits
 from rotator.sealing import open_seal
 from rotator.secret_refs import SecretRef, reveal
 from rotator.selections import MakeKey, Selections, remembered
@@ -44,7 +37,6 @@ from rotator.settings import Settings
 from rotator.stores.vault import VaultStore
 from rotator.stores.vault_wrapped import Keep
 from rotator.taking_up import introduce, take_back
-from rotator.templates import render
 from rotator.verify import MqttProber
 from rotator.watcher import Watcher
 from rotator.web.application import make_application
@@ -224,13 +216,16 @@ def wire(
         read_ref=read_ref,
     )
 
-    at_path = Counter(key.vault.path for key in settings.keys.values())
-
-    def make(name: str, key: KeySettings, listed_as: str = "") -> ManagedKey:
-        others = at_path[key.vault.path] - (name in settings.keys)
-        made = _key(name, key, settings, providers, consumers, confirmations, read_ref, others, client, clusters, clock)
-        return replace(made, listed_as=listed_as) if listed_as else made
-
+    make = KeyMaker(
+        settings=settings,
+        providers=providers,
+        consumers=consumers,
+        confirmations=confirmations,
+        clusters=clusters,
+        client=client,
+        clock=clock,
+        read_ref=read_ref,
+    ).make
     keys = {name: make(name, key) for name, key in settings.keys.items()}
     patterns = {
         name: make(name, selection.discover.template.key(name, selection.provider, name), name)
@@ -272,9 +267,6 @@ def make_store(settings: Settings, on_request: OnRequest, clock: Clock, keep: Ke
     )
 
 
-ReadRef = Callable[[Any], str]
-
-
 def _reader(settings: Settings, store: Store | None) -> ReadRef:
     """What reads a secret reference when it is needed; without a store, `{vault: …}` can't be read."""
 
@@ -308,115 +300,3 @@ def _providers(
             raise TypeError(f"a provider of kind {wanted.kind} lacks verbs of its strategy {provider.strategy.value}")
         providers[name] = provider
     return providers
-
-
-def _key(
-    name: str,
-    key: KeySettings,
-    settings: Settings,
-    providers: Mapping[str, Provider],
-    consumers: Mapping[str, Consumer],
-    confirmations: Confirmations,
-    read_ref: ReadRef,
-    neighbours: int,
-    client: httpx.Client,
-    clusters: Clusters,
-    clock: Clock,
-) -> ManagedKey:
-    links = []
-    for consumer in key.consumers:
-        wanted = settings.consumers[consumer]
-        watch = make_watch(
-            consumer,
-            wanted,
-            key,
-            names_key=settings.serves_several(consumer),
-            client=client,
-            confirmations=confirmations,
-        )
-        links.append(
-            ConsumerLink(
-                consumer=consumers[consumer],
-                timeout=wanted.timeout,
-                settle=wanted.settle,
-                open_watch=watch.open if watch is not None else None,
-                early=watch.early if watch is not None else True,
-                identified=watch.identified if watch is not None else False,
-                periodic=watch.periodic if watch is not None else False,
-                versioned=watch.versioned if watch is not None else False,
-                delivery=make_delivery(consumer, wanted, clock=clock, clusters=clusters),
-                deliver_timeout=wanted.deliver_timeout,
-            )
-        )
-    wanted_links = [settings.consumers[consumer] for consumer in key.consumers]
-    verify, abilities = key.verify, providers[key.provider].abilities
-    managed = ManagedKey(
-        name=name,
-        provider=providers[key.provider],
-        id=key.id,
-        policy=Policy(
-            before_expiry=key.rotate.before_expiry,
-            max_age=key.rotate.max_age,
-            jitter=key.rotate.jitter,
-            windows=[_window(window) for window in key.rotate.windows],
-            blackouts=[_window(window) for window in key.blackouts],
-            min_interval=key.min_interval,
-        ),
-        limits=Limits(
-            max_attempts=key.max_attempts,
-            propagation=max(verify.propagation if verify is not None else timedelta(seconds=60), abilities.propagation),
-            deliver_delay=max((wanted.delay for wanted in wanted_links), default=timedelta(0)),
-            settle=max((wanted.settle for wanted in wanted_links), default=timedelta(0)),
-            grace=key.grace,
-            deactivates=getattr(providers[key.provider], "deactivates", True),
-            expires=abilities.expires,
-            kills_old=abilities.kills_old,
-            needs_current=abilities.needs_current,
-            plans=tuple(_plan(consumer, settings.consumers[consumer]) for consumer in key.consumers),
-        ),
-        path=key.vault.path,
-        neighbours=neighbours,
-        pair=getattr(key, "pair", None) or "",
-        fields=key.vault.fields,
-        probe_interval=verify.interval if verify is not None else timedelta(minutes=15),
-        consumers=tuple(links),
-        adopt_rotates=key.adopt == "rotate",
-    )
-    if verify is None:
-        return managed
-    return replace(managed, probe=_probe_maker(managed, verify, read_ref))
-
-
-def _probe_maker(key: ManagedKey, verify: Verify, read_ref: ReadRef) -> Callable[[Identity, Secret], ProbeTarget]:
-    def password(values: Mapping[str, str]) -> str:
-        return render(verify.password, values) if isinstance(verify.password, str) else read_ref(verify.password)
-
-    def target(identity: Identity, secret: Secret) -> ProbeTarget:
-        values = template_values(key, identity, secret, expires_at=None)
-        return ProbeTarget(
-            host=verify.host,
-            port=verify.port,
-            tls=verify.tls,
-            ca_file=verify.ca_file,
-            username=render(verify.username, values),
-            password=Secret(password(values)),
-            client_id=render(verify.client_id, values) if verify.client_id is not None else None,
-            subscribe=render(verify.subscribe, values) if verify.subscribe is not None else None,
-            timeout=verify.timeout,
-        )
-
-    return target
-
-
-def _plan(name: str, wanted: ConsumerSettings) -> ConsumerPlan:
-    return ConsumerPlan(
-        name=name,
-        canary=wanted.canary,
-        max_unavailable=wanted.max_unavailable,
-        windows=tuple(_window(window) for window in wanted.windows),
-        follows=wanted.kind == "none",
-    )
-
-
-def _window(window: WindowSettings) -> Window:
-    return Window(cron=window.cron, duration=window.duration, timezone=window.timezone)

@@ -34,7 +34,7 @@ def outside(key: Sequence[WindowLike], consumer: Sequence[WindowLike]) -> dateti
     A key without windows may be rotated at any time: the moment that is given is then one at which the consumer's are
     closed.
     """
-    return _outside(tuple(map(_window, key)), tuple(map(_window, consumer)))
+    return _outside(tuple(map(as_window, key)), tuple(map(as_window, consumer)))
 
 
 @lru_cache(1024)  # a fleet has few different windows, and a year of them is a third of a second's work
@@ -71,5 +71,6 @@ def _openings(windows: Sequence[Window]) -> Iterator[tuple[datetime, datetime]]:
             at = opening
 
 
-def _window(window: WindowLike) -> Window:
+def as_window(window: WindowLike) -> Window:
+    """A window of the configuration as the policy knows it."""
     return Window(cron=window.cron, duration=window.duration, timezone=window.timezone)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -246,10 +247,11 @@ class Settings(BaseSettings):
         """The entries of `keys` that stand for keys which the platform's list names."""
         return self.keys.selections
 
-    def serves_several(self, consumer: str) -> bool:
-        """Whether a consumer is that of more than one key, or may be: a selection stands for any number."""
-        chosen = any(consumer in each.discover.template.consumers for each in self.selections.values())
-        return chosen or sum(consumer in key.consumers for key in self.keys.values()) > 1
+    def shared_consumers(self) -> frozenset[str]:
+        """Those of more than one key, or that may be: a selection stands for any number."""
+        keys = Counter(consumer for key in self.keys.values() for consumer in key.consumers)
+        chosen = (consumer for each in self.selections.values() for consumer in each.discover.template.consumers)
+        return frozenset(chosen) | {consumer for consumer, count in keys.items() if count > 1}
 
     def selection_of(self, provider: str, listed_as: str) -> Selection | None:
         """The first selection that a key of this provider with this name there belongs to."""
@@ -310,8 +312,9 @@ def notices(settings: Settings) -> list[str]:
         found.append(
             f"the seal key {seal.path} lies beside the journal: whoever copies the folder has both; keep it elsewhere"
         )
+    shared = settings.shared_consumers()
     for name, consumer in settings.consumers.items():
-        if isinstance(consumer, MqttConsumer) and consumer.ack is not None and settings.serves_several(name):
+        if isinstance(consumer, MqttConsumer) and consumer.ack is not None and name in shared:
             found.append(f"consumers.{name} serves several keys: an ack counts only where it names its key as `key`")
     for name, key in settings.keys.items():
         if not _always_in_place(settings, key):

@@ -34,7 +34,7 @@ PURE = (
 # Library → the places that may import it: a module, or a folder with a slash.
 ROOMS = {
     "hvac": {"stores/"},
-    "httpx": {"providers/", "consumers/", "confirmation", "consuming", "client", "sandbox/", "app"},
+    "httpx": {"providers/", "consumers/", "confirmation", "consuming", "keymaking", "client", "sandbox/", "app"},
     "paho": {"mqtt", "sandbox/"},
     "amqtt": {"sandbox/"},
     "graphql": {"sandbox/"},

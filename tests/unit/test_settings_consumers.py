@@ -296,10 +296,10 @@ def test_a_fleet_of_several_keys_must_name_them(config: Config) -> None:
     more = "  b: {provider: p, id: b, vault: {path: b, fields: {p: '{secret}'}}, consumers: [x]}"
     template = "{vault: {path: 'c/{name}', fields: {p: '{secret}'}}, consumers: [x]}"
     discover = f"  c: {{provider: p, discover: {{match: '*', template: {template}}}}}"
-    assert not config(text, "[x]").serves_several("x")
+    assert "x" not in config(text, "[x]").shared_consumers()
     for second in (more, discover):
         settings = config(text, "[x]", second)
-        assert settings.serves_several("x")
+        assert "x" in settings.shared_consumers()
         assert ["consumers.x serves several keys: an ack counts only where it names its key as `key`"] == notices(
             settings
         )
