@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -65,10 +66,25 @@ def kill_all() -> None:
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago. Only for programs that can't bind port 0 themselves."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on 127.0.0.1 that was free a moment ago. Only for programs that can't bind port 0 themselves.
+
+    Below the ports that the kernel gives to outgoing connections and to port 0, since one of those may be in use by
+    somebody else when the program binds it, or binds it again after a restart.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(_lowest_ephemeral() - 10_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _lowest_ephemeral() -> int:
+    """Where the kernel's own choice of ports begins."""
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except FileNotFoundError:  # not Linux
+        return 32_768
+    return max(lowest, 11_000)
 
 
 def wait_until(what: str, look: Callable[[], bool], *, timeout: float, interval: float = 0.02) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,6 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from rotator.sandbox.processes import free_port
 from rotator.sandbox.vault import find_binary
 
 ROOT_TOKEN = "root-of-the-test"
@@ -200,11 +200,3 @@ class RaftBao(Bao):
     def unseal_key(self) -> str:
         """Its one unseal key."""
         return self._key
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

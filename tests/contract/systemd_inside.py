@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from contract.consumer_cases import ORDER, ConsumerCases, confirmed, looked
-from integration.broker_fixture import free_port, until
+from integration.broker_fixture import until
 from rotator.clock import SystemClock
 from rotator.consumers.asking import AskingWatch
 from rotator.consumers.http_evidence import ask_http
@@ -29,6 +29,7 @@ from rotator.model import Order, Ticket
 from rotator.ports import Watch
 from rotator.providers import make_client
 from rotator.reasons import Reason
+from rotator.sandbox.processes import free_port
 
 UNITS = Path("/etc/systemd/system")
 NOBODY = 65534
@@ -45,6 +46,7 @@ ExecReload=/bin/sh -c 'sleep $(cat slow); kill -HUP $MAINPID; exit $(cat exit)'
 Restart=always
 RestartSec=50ms
 TimeoutStopSec=1
+StandardError=append:{folder}/stderr
 """
 # The consumer: reads the secret's version where it was delivered, when it starts and on SIGHUP, and tells it over HTTP.
 APP = """
@@ -108,7 +110,11 @@ class SystemdStage:
         text = UNIT.format(folder=self.folder, python=sys.executable, port=self._port)
         (UNITS / self.unit).write_text(text)
         systemctl("daemon-reload")
-        systemctl("restart", self.unit)
+        try:
+            systemctl("restart", self.unit)
+        except subprocess.CalledProcessError as error:
+            error.add_note((self.folder / "stderr").read_text())
+            raise
         (self.folder / "restarts").write_text("")
         (self.folder / "delivered").write_text(f"{ORDER.key} {ORDER.version}")
 

@@ -16,7 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from contract.consumer_broker_double import BrokerDouble
 from contract.consumer_cases import ORDER, ConsumerCases, confirmed, looked, refused
-from integration.broker_fixture import Broker, free_port, until
+from integration.broker_fixture import Broker, until
 from rotator.clock import SystemClock
 from rotator.confirmation import Confirmations
 from rotator.consumers.mqtt import MqttConsumer
@@ -24,6 +24,7 @@ from rotator.errors import Permanent, Transient
 from rotator.model import Identity, Order, ProbeTarget, Secret
 from rotator.ports import Watch
 from rotator.reasons import Reason
+from rotator.sandbox.processes import free_port
 
 PAYLOAD = '{{"key": "{key}", "version": {version}}}'
 

@@ -19,7 +19,7 @@ import pytest
 
 from contract.consumer_cases import ORDER, ConsumerCases, confirmed, looked, refused
 from contract.consumer_site import Reply, Request, Site
-from integration.broker_fixture import free_port, until
+from integration.broker_fixture import until
 from rotator.clock import SystemClock
 from rotator.confirmation import Confirmations
 from rotator.consumers.asking import AskingWatch
@@ -31,6 +31,7 @@ from rotator.model import Identity, Order, Secret
 from rotator.ports import Watch
 from rotator.providers import make_client
 from rotator.reasons import Reason
+from rotator.sandbox.processes import free_port
 
 SECRET = "hush-hush"
 

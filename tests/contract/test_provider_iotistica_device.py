@@ -15,12 +15,13 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from contract.iotistica_stage import MARKER, UUID, Cloud, Stage
-from integration.broker_fixture import Broker, free_port, until
+from integration.broker_fixture import Broker, until
 from rotator.errors import BadAnswer, Permanent, RotatorError, Transient, UnknownOutcome
 from rotator.model import Identity, Secret, Strategy, Verdict
 from rotator.ports import Checking, Deleting, InPlace, Provisioning
 from rotator.reasons import Reason
 from rotator.sandbox.iotistica import Cut, Faults, Generation, IotisticaAnswer, IotisticaPlatform, rotation_topic
+from rotator.sandbox.processes import free_port
 from rotator.verify import MqttProber
 
 PUBLISHER = "publisher-password"

@@ -22,7 +22,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
 from contract.control_double import Command, ControlDouble, Reply, agree, told
-from integration.broker_fixture import Broker, free_port, until
+from integration.broker_fixture import Broker, until
 from rotator.clock import SystemClock
 from rotator.errors import Permanent, RotatorError, Transient, UnknownOutcome
 from rotator.model import Identity, Issued, ProbeTarget, RequestDone, Secret, UpstreamKey, Verdict
@@ -31,6 +31,7 @@ from rotator.providers import Mosquitto
 from rotator.providers.dynamic_security import ANSWERS, ControlLink, control
 from rotator.reasons import Reason
 from rotator.sandbox.mosquitto import MosquittoBroker
+from rotator.sandbox.processes import free_port
 from rotator.verify import MqttProber
 
 ADMIN_PASSWORD = "admin-password"

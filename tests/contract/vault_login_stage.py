@@ -17,9 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from contract.bao_server import ROOT_TOKEN, Bao
-from integration.broker_fixture import certificates, free_port
+from integration.broker_fixture import certificates
 from rotator.clock import SystemClock
 from rotator.model import RequestDone
+from rotator.sandbox.processes import free_port
 from rotator.stores import VaultStore
 from rotator.stores.vault_auth import Auth, TokenAuth
 

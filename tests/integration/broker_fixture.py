@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from rotator.model import ProbeTarget, Secret
+from rotator.sandbox.processes import free_port
 
 PLUGIN = "mosquitto_dynamic_security.so"
 
@@ -27,13 +28,6 @@ def until(condition: Callable[[], object], what: str, seconds: float = 10) -> No
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.01)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def certificates(folder: Path, host: str = "127.0.0.1") -> Path:

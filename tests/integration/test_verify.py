@@ -18,8 +18,9 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from integration.broker_fixture import Broker, certificates, free_port, until
+from integration.broker_fixture import Broker, certificates, until
 from rotator.model import ProbeResult, ProbeTarget, Secret, Verdict
+from rotator.sandbox.processes import free_port
 from rotator.verify import MqttProber
 
 CONNACK = b"\x20\x02\x00"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -72,9 +74,22 @@ def test_waiting_in_vain_says_for_what() -> None:
         wait_until("the moon", lambda: False, timeout=0.01)
 
 
-def test_a_free_port_is_a_port() -> None:
-    """Above the privileged ones."""
-    assert 1024 <= free_port() <= 65535
+def test_a_free_port_is_one_that_the_kernel_gives_to_nobody_else() -> None:
+    """Above the privileged ones, below those of outgoing connections; and it can be bound."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = free_port()
+        assert 10_000 <= port < lowest
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_a_port_in_use_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one is taken."""
+    taken = free_port()
+    choices = iter((taken, taken + 1))
+    monkeypatch.setattr(secrets, "randbelow", lambda _: next(choices) - 10_000)
+    with socket.create_server(("127.0.0.1", taken)):
+        assert free_port() == taken + 1
 
 
 def test_the_tail_of_no_file_is_empty(tmp_path: Path) -> None:
