@@ -31,6 +31,7 @@ __all__ = ["AppRoleAuth", "Auth", "Login", "TokenAuth", "VaultLogin"]
 # have been mended and reach only a new token.
 _YOUNG: Final = 60.0
 _END_MARGIN: Final = 0.1  # of a lease: a token so near its end is replaced before it is used
+_FRESH: Final = 2 / 3  # of a lease: a token with more left is looked up, which writes nothing, and not renewed
 _READ_EVERY: Final = 1.0  # seconds: how soon a token that an agent has replaced is taken up
 
 _log = structlog.get_logger(__name__)
@@ -115,7 +116,9 @@ class VaultLogin:
             raise Permanent(f"vault: the token ends in {left:.0f} s and can't be renewed", reason=Reason.VAULT_AUTH)
 
     def renew(self) -> datetime | None:
-        """Renew the token; a repeatable login is made anew where a renewal no longer adds to the token's life.
+        """See to it that the token lives: renew one that a third of its life is gone of, look up a younger one.
+
+        A repeatable login is made anew where a renewal no longer adds to the token's life, or is refused.
 
         Returns: when the token ends, aware UTC; None for one that never does.
 
@@ -131,6 +134,8 @@ class VaultLogin:
         lease = login.lease
         if lease is None:
             return login  # a role may give tokens that never end
+        if self._left(login) > lease * _FRESH and self._asked(login).ok:
+            return login
         if login.renewable and (renewed := self._renew_self(login)) is not None:
             login = self._keep(login, renewed)
         elif login.renewable:
@@ -150,7 +155,8 @@ class VaultLogin:
         with self._lock:
             login = self._given(login)
         looked = self._lookup(login)
-        if looked.ends_at is not None and looked.renewable:
+        aged = looked.ends_at is not None and self._left(looked) <= (looked.lease or float("inf")) * _FRESH
+        if aged and looked.renewable:
             looked = self._renew_self(looked) or looked
         return looked
 
@@ -196,7 +202,7 @@ class VaultLogin:
                 self._lookup(refused)
                 return None
             young = self._clock.monotonic() - refused.made_at < _YOUNG
-            if young and self._wire.call("lookup", _lookup_self, what="lookup-self", token=refused.token).ok:
+            if young and self._asked(refused).ok:
                 return None
             return self._replace()
 
@@ -223,9 +229,12 @@ class VaultLogin:
 
     # --- what Vault knows of the token ------------------------------------------------------------------------------
 
+    def _asked(self, login: Login) -> VaultAnswer:
+        return self._wire.call("lookup", _lookup_self, what="lookup-self", token=login.token)
+
     def _lookup(self, login: Login) -> Login:
         start = self._clock.monotonic()
-        answer = self._wire.call("lookup", _lookup_self, what="lookup-self", token=login.token)
+        answer = self._asked(login)
         if not answer.ok:
             text = f"vault: the token is not accepted (expired, revoked, or without lookup-self): {answer.text}"
             raise Permanent(text, reason=Reason.VAULT_AUTH)
@@ -234,6 +243,7 @@ class VaultLogin:
         never = left is None and known.get("expire_time") is None
         return replace(
             login,
+            lease=seconds(known.get("period")) or seconds(known.get("creation_ttl")),
             ends_at=None if never else start + (left or 0),
             renewable=known.get("renewable") is True,
         )

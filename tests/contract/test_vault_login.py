@@ -108,6 +108,32 @@ def test_it_is_renewed_until_max_ttl_and_then_made_anew(make: Make, stage: Stage
     assert "403" not in {code for _operation, code in stage.asked()}
 
 
+def test_it_is_renewed_once_a_third_of_its_life_is_gone(make: Make, stage: Stage) -> None:
+    """Before that it is looked up, which writes nothing at Vault."""
+    case = make("30s", "1h")
+    store = stage.store(case.url, auth=case.auth, **case.more)
+    for _ in range(2):
+        assert store.renew() is not None
+    assert [("lookup", "200")] * 2 == stage.asked("lookup", "renew")
+    stage.clock.ahead += 11
+    ends = store.renew()
+    assert ends is not None
+    assert ends - stage.clock.now() > timedelta(seconds=25)
+    assert [("lookup", "200")] * 2 + [("renew", "200")] == stage.asked("lookup", "renew")
+    assert store.renew() is not None
+    assert ("lookup", "200") == stage.asked("lookup", "renew")[-1]
+
+
+def test_a_revoked_token_is_found_at_the_next_look(make: Make, stage: Stage) -> None:
+    """However young it is: another login follows."""
+    case = make("1h", "2h")
+    store = stage.store(case.url, auth=case.auth, **case.more)
+    assert store.renew() is not None
+    assert revoke_all(case.server, case.path) > 0
+    assert store.renew() is not None
+    assert 2 == len(stage.asked("login"))
+
+
 def test_short_tokens_are_long_enough(make: Make, stage: Stage, path: str) -> None:
     """Preflight passes for a rotation that lasts longer than a lease, since a login follows whenever one ends."""
     case = make("20s", "40s")
@@ -150,9 +176,11 @@ def test_a_refused_login_shows_nothing(
 
 def test_a_login_and_a_renewal_fail_over(make: Make, stage: Stage) -> None:
     """With the first address dead, the second gives and renews the token."""
-    case = make()
+    case = make("20s", "1h")
     dead = case.url.replace(case.url.rsplit(":", 1)[1], "9")
     store = stage.store(dead, case.url, auth=case.auth, **case.more)
+    assert store.renew() is not None
+    stage.clock.ahead += 7
     assert store.renew() is not None
     assert [("login", "200"), ("renew", "200")] == [each for each in stage.asked("login", "renew") if each[1] == "200"]
 
@@ -339,6 +367,16 @@ def test_a_token_that_can_not_be_read_for_the_moment(
     with capture_logs() as logs:
         store.read(path)
     assert ["vault_token_taken_up"] == [each["event"] for each in logs]
+
+
+def test_a_given_token_is_renewed_once_a_third_of_its_life_is_gone(bao: Bao, stage: Stage) -> None:
+    """As Vault counts it; before that it is only looked up."""
+    given = child(bao, ttl="6s")
+    store = stage.store(bao.url, auth=TokenAuth(token=lambda: given))
+    store.renew()
+    assert [("lookup", "200")] == stage.asked("lookup", "renew")
+    until(lambda: store.renew() and stage.asked("renew"), "a renewal")
+    assert [("renew", "200")] == stage.asked("renew")
 
 
 def test_a_given_token_that_can_not_last(bao: Bao, stage: Stage, path: str) -> None:
