@@ -7,7 +7,7 @@ from datetime import datetime
 
 from rotator.batches import turn_of
 from rotator.frozen import replace
-from rotator.keys import ConsumerFacts, KeyRecord, last_chance, past, scheduled
+from rotator.keys import ConsumerFacts, KeyRecord, brought_along, last_chance, past, scheduled
 from rotator.lifecycle import backoff
 from rotator.managed import ManagedKey
 from rotator.model import Result, RotationEvent, Step, Strategy
@@ -31,18 +31,9 @@ def _consumers_after(record: KeyRecord, rotation: Rotation) -> dict[str, Consume
         if progress.confirmed_at is not None:
             known = replace(known, confirmed_at=progress.confirmed_at, confirmed_version=rotation.vault_version)
         if back and not progress.touched and rotation.our_version is not None:
-            known = _brought_along(known, rotation.our_version, rotation.vault_version)
+            known = brought_along(known, rotation.our_version, rotation.vault_version)
         facts[progress.name] = known
     return facts
-
-
-def _brought_along(facts: ConsumerFacts, before: int, version: int | None) -> ConsumerFacts:
-    """Who ran on `before` runs on `version`: after a way back it holds the same data."""
-    return replace(
-        facts,
-        version=version if facts.version == before else facts.version,
-        confirmed_version=version if facts.confirmed_version == before else facts.confirmed_version,
-    )
 
 
 def key_after(

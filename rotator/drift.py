@@ -7,7 +7,7 @@ from typing import Final
 
 from rotator.errors import Conflict
 from rotator.frozen import replace
-from rotator.keys import ConsumerFacts, KeyRecord
+from rotator.keys import KeyRecord, brought_along
 from rotator.managed import ManagedKey
 from rotator.model import Identity, Secret, StoredSecret, Verdict
 from rotator.reasons import Reason
@@ -88,14 +88,7 @@ def restored(record: KeyRecord, version: int) -> KeyRecord:
     if before is not None and version >= before:
         return replace(record, drift=None)
 
-    def same(facts: ConsumerFacts) -> ConsumerFacts:
-        return replace(
-            facts,
-            version=version if facts.version == before else facts.version,
-            confirmed_version=version if facts.confirmed_version == before else facts.confirmed_version,
-        )
-
-    consumers = {name: same(facts) for name, facts in record.consumers.items()}
+    consumers = {name: brought_along(facts, before, version) for name, facts in record.consumers.items()}
     return replace(record, drift=None, vault_version=version, consumers=consumers)
 
 

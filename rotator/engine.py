@@ -39,10 +39,10 @@ from rotator.keys import (
     decide,
     last_chance,
     may_be_cut_short,
-    missed,
     past,
     resting,
     unexpected,
+    versions_behind,
 )
 from rotator.lifecycle import (
     LOOK_AGAIN,
@@ -424,17 +424,19 @@ class Engine:
         """A daemon that starts anew may find other consumers than the rotation began with."""
         known = as_configured(rotation, [link.consumer.name for link in key.consumers])
         if known.rolling_back is not None and known.step is Step.DELIVER:
-            known = self._with_shared(key, known)
+            known = self._with_strays(key, known)
         if known is not rotation:
             self._note(key, known)
         return known
 
-    def _with_shared(self, key: ManagedKey, rotation: Rotation) -> Rotation:
-        """Whom another key's rotation restarted meanwhile read Vault then: it may run on the new secret as well."""
+    def _with_strays(self, key: ManagedKey, rotation: Rotation) -> Rotation:
+        """Whom another key's rotation restarted meanwhile, and who came up by itself, read Vault then: both may run on
+        the new secret as well."""
         since = rotation.answered_at
         facts = [r.consumers for r in self.world.journal.all_keys() if r.name != key.name]
         ats = [(name, known.restarted_at) for consumers in facts for name, known in consumers.items()]
         meanwhile = {name for name, at in ats if at is not None and since is not None and at >= since}
+        meanwhile |= self._steps.evidence.by_themselves(key, rotation)
         if not any(c.name in meanwhile and not c.touched for c in rotation.consumers):
             return rotation
         consumers = tuple(replace(c, touched=c.touched or c.name in meanwhile) for c in rotation.consumers)
@@ -809,7 +811,7 @@ def _catching_up(rotation: Rotation, record: KeyRecord, key: ManagedKey, now: da
 def _behind(record: KeyRecord, key: ManagedKey) -> list[str]:
     """Consumers that are not known to run on the current version."""
     named = [(link.consumer.name, link.open_watch is not None) for link in key.consumers]
-    return [name for name, seen in named if missed(record, name, seen=seen)]
+    return [name for name, seen in named if versions_behind(record, name, seen=seen)]
 
 
 def _known(record: KeyRecord | None, key: ManagedKey) -> KeyRecord:

@@ -17,6 +17,7 @@ from rotator.rotation import ConfirmDone, ConsumerProgress, Failed, ReconfirmDon
 _GLANCE = 0.25
 
 WatchName = tuple[str, str, str]  # rotation, consumer, and whose secret is looked for
+_BACK = "the old one"
 
 
 class Evidence:
@@ -49,6 +50,22 @@ class Evidence:
             self._watches[name], self._versions[name] = watch, version
         if before is not None:
             before.close()
+
+    def by_themselves(self, key: ManagedKey, rotation: Rotation) -> frozenset[str]:
+        """Who was seen on the new secret though nobody restarted it: it crashed, and came up after the promote.
+
+        Only where the watch knows the consumer by its client id, and the username is a new one.
+        """
+        new = rotation.new_identity
+        if new is None or new.username == rotation.identity.username:
+            return frozenset()
+        known = {link.consumer.name for link in key.consumers if link.identified and not link.periodic}
+        found = set()
+        for name in (c.name for c in rotation.consumers if c.name in known and not c.touched):
+            watch = self._watches.get((rotation.id, name, new.username))
+            if watch is not None and watch.sightings():
+                found.add(name)
+        return frozenset(found)
 
     def forget(self, rotation: Rotation) -> None:
         """Close all watches of a rotation."""
@@ -184,7 +201,7 @@ class Evidence:
 
 
 def _name(rotation: Rotation, consumer: str) -> WatchName:
-    return (rotation.id, consumer, rotation.target.username if rotation.rolling_back is None else "the old one")
+    return (rotation.id, consumer, rotation.target.username if rotation.rolling_back is None else _BACK)
 
 
 def _not_confirmed(missing: Mapping[str, str]) -> Failed:

@@ -312,27 +312,26 @@ def needs_a_person(record: KeyRecord, shown: KeyState) -> Reason | None:
     return Reason.EXPIRY_IMPLAUSIBLE if record.implausible and record.rotate_at is None else None
 
 
-def versions_behind(record: KeyRecord, consumer: str) -> int:
-    """How many of our versions a consumer is behind: 0, or the difference of Vault versions."""
-    facts = record.consumers.get(consumer)
-    if record.vault_version is None or facts is None or facts.version is None or facts.idle:
-        return 0
-    done = facts.confirmed_version if facts.confirmed_version is not None else facts.version
-    return max(0, record.vault_version - done)
-
-
-def missed(record: KeyRecord, consumer: str, *, seen: bool = True) -> bool:
-    """Whether a consumer was restarted here before, and is not known to run on the current version.
+def versions_behind(record: KeyRecord, consumer: str, *, seen: bool = True) -> int:
+    """How many of our versions a consumer is behind: 0, or the difference of Vault versions.
 
     Args:
         seen: its connects can be seen; else (it may have had a `confirm` once) its restart is all that can be said.
     """
-    if seen:
-        return versions_behind(record, consumer) > 0
     facts = record.consumers.get(consumer)
     if record.vault_version is None or facts is None or facts.version is None or facts.idle:
-        return False
-    return facts.version < record.vault_version
+        return 0
+    proven = facts.confirmed_version if seen else None
+    return max(0, record.vault_version - (proven if proven is not None else facts.version))
+
+
+def brought_along(facts: ConsumerFacts, before: int | None, version: int | None) -> ConsumerFacts:
+    """Who ran on `before` runs on `version`, which holds the same data."""
+    return replace(
+        facts,
+        version=version if facts.version == before else facts.version,
+        confirmed_version=version if facts.confirmed_version == before else facts.confirmed_version,
+    )
 
 
 def may_be_cut_short(rotation: Rotation) -> bool:

@@ -252,7 +252,7 @@ class Recreating(Protocol):
 
 @runtime_checkable
 class Watched(Protocol):
-    """The provider has tokens, licences or logins of its own that end."""
+    """A provider, or the store, has tokens, licences or logins of its own that end."""
 
     def credentials(self) -> Sequence[Credential]:
         """All of them.

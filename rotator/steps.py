@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -217,6 +217,9 @@ class Steps:
         for link in key.consumers:
             if self._follows(key, link) and not link.versioned:
                 self.evidence.watch(key, rotation, link, lambda: secret)  # it may connect before anybody else's turn
+            elif link.early and link.identified and not link.periodic:
+                with suppress(RotatorError):  # tried again at its restart; a secret that waits does not wait for this
+                    self.evidence.watch(key, rotation, link, lambda: None)  # it may come up by itself
         fields = key.rendered(rotation.target, secret, expires_at=rotation.new_expires_at)
         version, prints = write(self._world, key, rotation, fields, secret)
         return PromoteDone(version=version, expected=prints)
@@ -295,7 +298,7 @@ class Steps:
     def _settle(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         """Did the restarted consumers stay up?"""
         confirmed, crashed, failed = stayed_up(key, rotation, trusting=True)
-        if failed is None and not rotation.restart_only:
+        if failed is None and not rotation.restart_only and not pending(rotation, key.limits.plans):
             self._annotate(key, rotation)
         return SettleDone(confirmed=confirmed, crashed=crashed, failed=failed)
 

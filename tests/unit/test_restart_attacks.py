@@ -19,7 +19,7 @@ from rotator.keys import versions_behind
 from rotator.model import Order, Result, Step, StoredSecret, Strategy, Ticket
 from rotator.policy import Window
 from rotator.reasons import Reason
-from simulation.world import AFTER, BEFORE, Killed, managed
+from simulation.world import AFTER, BEFORE, Consumer, Killed, managed
 from unit.restart_house import DAY, HOUR, KEY, OLD, SECOND, Build, Copier, House, Worker
 
 PATH = f"mqtt/{KEY}"
@@ -175,6 +175,27 @@ def test_the_way_back_reaches_whom_another_key_restarted_meanwhile(build: Build)
     assert Result.ROLLED_BACK is house.rotation.result
     assert [OLD, OLD, OLD] == [worker.runs_on[0] for worker in house.workers.values()]
     assert 0 == restarts(house)["c"]
+
+
+@pytest.mark.parametrize("identified", [True, False])
+def test_the_way_back_reaches_who_came_up_by_itself(build: Build, identified: bool) -> None:
+    """It crashed after the promote and read the new secret; who is not known by its client id can't be told apart."""
+    house = build(Strategy.REPLACE, "a", "b", "c")
+    house.plan(**WAITING)
+    for name in house.workers:
+        house.link(name, lambda link: replace(link, identified=identified))
+    house.boot()
+    house.ask()
+    house.work(2 * MINUTE)
+    Consumer.restart(house.workers["b"], Order(key=KEY, version=2))
+    assert house.workers["b"].runs_on[0] != OLD
+    change(house, requested="rollback")
+    house.work(5 * MINUTE)
+    assert Result.ROLLED_BACK is house.rotation.result
+    assert [OLD] == list(house.platform.keys)
+    assert {"a": 2, "b": 1 if identified else 0, "c": 0} == restarts(house)
+    if identified:
+        assert [OLD, OLD, OLD] == [worker.runs_on[0] for worker in house.workers.values()]
 
 
 def test_after_a_rollback_no_start_restarts_the_untouched(build: Build) -> None:
