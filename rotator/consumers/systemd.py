@@ -154,7 +154,8 @@ class SystemdConsumer:
         if now.get("n_restarts") != ticket.marks.get("n_restarts"):
             raise self._crashed(f"systemd has restarted it since (NRestarts is {now.get('n_restarts')})")
         if now != dict(ticket.marks):
-            raise self._crashed("another process runs now than the one that was restarted")
+            runs = "another process runs now than the one that was restarted"
+            raise self._crashed("its main process has ended" if now.get("main_pid") == 0 else runs)
 
     @contextmanager
     def _connected(self) -> Iterator[DBusConnection]:

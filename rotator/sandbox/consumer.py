@@ -67,16 +67,21 @@ class Consumer:
         def on_connect(client: mqtt.Client, userdata: Any, flags: Any, rc: ReasonCode, properties: Any) -> None:
             if rc == 0:
                 client.subscribe(topic, qos=1)
-                print(f"Connected and subscribed to: {topic} (Vault version {credentials.version})", flush=True)
                 self._beat(client, credentials)
             else:
                 print(f"Connection failed: {rc}", flush=True)
                 if rc.getName() in REFUSED:
                     self.ends.put(1)
 
+        def on_subscribe(client: mqtt.Client, userdata: Any, mid: int, rcs: list[ReasonCode], properties: Any) -> None:
+            if any(rc.is_failure for rc in rcs):
+                print(f"Subscription failed: {topic}: {rcs[0]}", flush=True)
+            else:
+                print(f"Connected and subscribed to: {topic} (Vault version {credentials.version})", flush=True)
+
         client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id)
         client.username_pw_set(credentials.username, credentials.password)
-        client.on_connect = on_connect
+        client.on_connect, client.on_subscribe = on_connect, on_subscribe
         client.on_message = _print_message
         client.connect(self._host, self._port)
         client.loop_start()
