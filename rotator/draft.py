@@ -6,12 +6,15 @@ a write of the same version) is written with the one after it; what a dead proce
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from rotator.errors import JournalFailed
 from rotator.journal.rows import Blob, Erase
 from rotator.journal.sqlite import Change, SqliteJournal
 from rotator.keys import KeyRecord
+from rotator.managed import ManagedKey
 from rotator.model import RotationEvent, Step, Strategy
 from rotator.rotation import Rotation
 
@@ -96,3 +99,66 @@ class Draft:
                 record = change(record)
             self._applied = (committed, record)
         return self._applied[1]
+
+
+class Drafts:
+    """The drafts of all keys that are worked on now, by name; each is its worker's alone."""
+
+    def __init__(self, journal: SqliteJournal, abandon: Callable[[Rotation], None]) -> None:
+        """`abandon`: told of a rotation that the journal did not take, so that it never came to be."""
+        self._journal, self._abandon = journal, abandon
+        self._drafts: dict[str, Draft] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._drafts))
+
+    def get(self, name: str) -> Draft | None:
+        """What waits to be written for a key."""
+        return self._drafts.get(name)
+
+    def drop(self, name: str) -> None:
+        """Forget what waits for a key: it is written, or its steps run again."""
+        self._drafts.pop(name, None)
+
+    def now(self, key: ManagedKey) -> tuple[KeyRecord | None, Rotation | None]:
+        """The key and its open rotation, as the steps so far have left them."""
+        draft = self._drafts.get(key.name)
+        record, rotation = self._journal.key(key.name), draft.rotation if draft is not None else None
+        if draft is not None and draft.changes:
+            record = draft.record(record)  # what the steps say of it is of no matter to what comes next
+        return record, rotation or self._journal.open_rotation(key.name)
+
+    def note(self, key: ManagedKey, rotation: Rotation | None, change: Change | None = None, **more: Any) -> Draft:
+        """Keep what a step did until the next `save`; `more` as `Draft.add` has it."""
+        draft = self._drafts.setdefault(key.name, Draft())
+        draft.add(rotation=rotation, change=change, **more)
+        return draft
+
+    def save(
+        self, key: ManagedKey, rotation: Rotation | None = None, change: Change | None = None, **more: Any
+    ) -> None:
+        """Commit this, and with it what was noted before. Raises: JournalFailed."""
+        self.note(key, rotation, change, **more)
+        self.write(key)
+
+    def write(self, key: ManagedKey) -> None:
+        """Commit what was noted. A journal that refuses it has it forgotten: the steps run again.
+
+        Raises: JournalFailed.
+        """
+        draft = self._drafts.get(key.name)
+        if draft is None:
+            return
+        try:
+            draft.commit(self._journal, key.name)
+        except JournalFailed:
+            if draft.begins and draft.rotation is not None:
+                self._abandon(draft.rotation)
+            raise
+        finally:
+            self.drop(key.name)
+
+
+def or_blank(record: KeyRecord | None, key: ManagedKey) -> KeyRecord:
+    """A key's record, or a blank one where somebody has just dropped it."""
+    return record if record is not None else KeyRecord(name=key.name, provider=key.provider.name, id=key.id)

@@ -9,30 +9,30 @@ from __future__ import annotations
 import random
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
 
 import structlog
 
 from rotator.aftermath import key_after, story, told
+from rotator.asked import Asked
 from rotator.batches import as_configured
 from rotator.beginnings import Beginnings
 from rotator.claims import ClockSkew, ConsumerClaims, ProviderHolds, Stampede
-from rotator.draft import REPEATABLE, Draft, must_be_written
+from rotator.closing import Closing, erase_when_done
+from rotator.draft import REPEATABLE, Drafts, must_be_written, or_blank
 from rotator.errors import JournalFailed, Permanent, RotatorError, Stopping, Transient
 from rotator.frozen import replace
+from rotator.holding import Holding
 from rotator.issuing import Issuing
 from rotator.journal.spool import Spool
-from rotator.journal.sqlite import ERASE_SOON, Blob, Change, Erase
+from rotator.journal.sqlite import Blob
 from rotator.keys import (
-    COMPROMISED,
     FORCED,
     ISSUE_IN_WINDOW,
     RESTART,
     RESUMED,
-    ROLL_BACK,
     Hold,
     KeyRecord,
     Start,
@@ -45,17 +45,14 @@ from rotator.keys import (
     versions_behind,
 )
 from rotator.lifecycle import (
-    LOOK_AGAIN,
-    MAX_ANSWERS,
     advance,
     backoff,
     begin_call,
     next_step,
     restart_begins,
-    roll_back,
 )
 from rotator.managed import Fleet, ManagedKey
-from rotator.model import Result, RotationEvent, Step
+from rotator.model import RotationEvent, Step
 from rotator.ports import Observer
 from rotator.reasons import Reason
 from rotator.retiring import Retiring
@@ -84,17 +81,9 @@ log = structlog.get_logger(__name__)
 IDLE = timedelta(hours=6)
 # After a fault of our own the key is parked; it never spins.
 UNFORESEEN_PAUSE = timedelta(minutes=15)
-# How long a key waits at most for a consumer that another key is restarting; it is woken when that one is done.
-SHARED_PAUSE = timedelta(seconds=30)
-# How soon a clock that is off is looked at again.
-SKEW_PAUSE = timedelta(seconds=30)
-# How soon a key that came due with too many others is looked at again.
-STAMPEDE_PAUSE = timedelta(minutes=5)
 # Seconds that a worker keeps a key which could not be journaled.
 JOURNAL_PAUSE = 5.0
 _REFUSED = frozenset({Reason.SECRET_REFUSED, Reason.SUBSCRIPTION_REFUSED})
-# What makes a key due by itself.
-_BY_THE_CLOCK = frozenset({Reason.NEAR_EXPIRY, Reason.MAX_AGE, Reason.EXPIRED})
 # Of the refusals of an issue call, those that concern more than its key: the list before it passed with this login.
 _OF_THE_WHOLE_PROVIDER = frozenset({Reason.PROVIDER_RATE_LIMITED})
 
@@ -124,10 +113,22 @@ class Engine:
         self._dice = dice or random.Random()  # noqa: S311 - jitter and backoff are no secrets
         self._draining = threading.Event()
         self._claims: dict[str, threading.Lock] = {name: threading.Lock() for name in keys}
-        self.drafts: dict[str, Draft] = {}  # of the keys that are worked on now
+        self.drafts = Drafts(world.journal, self._issuing.abandon)
         self._sharing = ConsumerClaims()
         self._beginnings = Beginnings(world.clock)
         self.holds = ProviderHolds(world.clock, self.draw)
+        self._holding = Holding(world, self.drafts, self._sharing, self.holds, self.emit)
+        self._closing = Closing(
+            world,
+            self.keys,
+            drafts=self.drafts,
+            steps=self._steps,
+            issuing=self._issuing,
+            sharing=self._sharing,
+            beginnings=self._beginnings,
+            emit=self.emit,
+        )
+        self._asked = Asked(world.clock, self.drafts, self._closing, draw=self.draw, emit=self.emit)
         self.stampede = Stampede(len(self.keys), max_due_share)
         now = world.clock.now()
         records = world.journal.all_keys()
@@ -194,7 +195,7 @@ class Engine:
                 if rotation is None or not rotation.sealed or rotation.step not in {Step.PROBE, Step.PROMOTE}:
                     break
                 self._run(key, rotation, rotation.step)
-                self._write(key)
+                self.drafts.write(key)
                 after = self.world.journal.open_rotation(name)
                 if after is not None and after.step is rotation.step:
                     raise Transient(after.detail or "it was tried", reason=after.reason or Reason.UNFORESEEN)
@@ -227,7 +228,7 @@ class Engine:
             if _behind(record, key):
                 self.world.journal.save(
                     key=name,
-                    change=lambda old, key=key: replace(_known(old, key), requested=RESTART, wake_at=now),  # type: ignore[misc]
+                    change=lambda old, key=key: replace(or_blank(old, key), requested=RESTART, wake_at=now),  # type: ignore[misc]
                 )
 
     def drain(self) -> None:
@@ -256,17 +257,17 @@ class Engine:
     # --- one key ---------------------------------------------------------------------------------------------
 
     def _work(self, key: ManagedKey) -> None:
-        self.drafts.pop(key.name, None)
+        self.drafts.drop(key.name)
         try:
             self._go_on(key)
         except Exception:
-            self._write(key)  # what was done before is done
+            self.drafts.write(key)  # what was done before is done
             raise
-        self._write(key)
+        self.drafts.write(key)
 
     def _go_on(self, key: ManagedKey) -> None:
         while not self.world.stop.is_set():
-            record, rotation = self._now(key)
+            record, rotation = self.drafts.now(key)
             if record is None:
                 return
             if rotation is None:
@@ -281,46 +282,11 @@ class Engine:
                     self._park(record, decision.until if isinstance(decision, Hold) else None)
                     return
                 if not decision.forced and self.stampede.holds(key.name):
-                    self._hold_back(key, record)
+                    self._holding.stampede(key, record)
                     return
                 self._begin(key, record, decision)
             elif not self._continue(key, record, rotation):
                 return
-
-    # --- what is kept ----------------------------------------------------------------------------------------
-
-    def _now(self, key: ManagedKey) -> tuple[KeyRecord | None, Rotation | None]:
-        """The key and its open rotation, as the steps so far have left them."""
-        draft = self.drafts.get(key.name)
-        record, rotation = self.world.journal.key(key.name), draft.rotation if draft is not None else None
-        if draft is not None and draft.changes:
-            record = draft.record(record)  # what the steps say of it is of no matter to what comes next
-        return record, rotation or self.world.journal.open_rotation(key.name)
-
-    def _note(self, key: ManagedKey, rotation: Rotation | None, change: Change | None = None, **more: Any) -> None:
-        """Keep what a step did until the next `_save`."""
-        self.drafts.setdefault(key.name, Draft()).add(rotation=rotation, change=change, **more)
-
-    def _save(
-        self, key: ManagedKey, rotation: Rotation | None = None, change: Change | None = None, **more: Any
-    ) -> None:
-        """Commit this, and with it what was noted before."""
-        self._note(key, rotation, change, **more)
-        self._write(key)
-
-    def _write(self, key: ManagedKey) -> None:
-        """Commit what was noted. A journal that refuses it has it forgotten: the steps run again."""
-        draft = self.drafts.get(key.name)
-        if draft is None:
-            return
-        try:
-            draft.commit(self.world.journal, key.name)
-        except JournalFailed:
-            if draft.begins and draft.rotation is not None:
-                self._issuing.abandon(draft.rotation)
-            raise
-        finally:
-            del self.drafts[key.name]
 
     # --- the steps -------------------------------------------------------------------------------------------
 
@@ -346,36 +312,14 @@ class Engine:
         event = told(rotation, "rotation_started", now, reason=start.trigger)
 
         def change(old: KeyRecord | None) -> KeyRecord:
-            known = _known(old, key)
+            known = or_blank(old, key)
             chance = known.last_chance_used or start.last_chance
             # what somebody asks for while this waits to be written is heard afterwards
             requested = "" if known.requested == record.requested else known.requested
             return replace(known, requested=requested, vouched=(), held_back=None, last_chance_used=chance)
 
-        self._note(key, rotation, change, history=[event])
-        self.drafts[key.name].begins = True
+        self.drafts.note(key, rotation, change, history=[event]).begins = True
         self.emit(event)
-
-    def _hold_back(self, key: ManagedKey, record: KeyRecord) -> None:
-        """Too many keys came due against the plan: say so once, and look again from time to time."""
-        wake = self.world.clock.now() + STAMPEDE_PAUSE
-        event = RotationEvent(
-            at=self.world.clock.now(),
-            key=key.name,
-            provider=key.provider.name,
-            name="held",
-            step=Step.PREFLIGHT,
-            reason=Reason.STAMPEDE,
-        )
-        first = record.held_back is not Reason.STAMPEDE
-        self._save(
-            key,
-            change=lambda old: replace(_known(old, key), wake_at=wake, held_back=Reason.STAMPEDE),
-            history=[event] if first else [],
-        )
-        if first:
-            log.error("held", key=key.name, reason=Reason.STAMPEDE.value)
-            self.emit(event)
 
     def _continue(self, key: ManagedKey, record: KeyRecord, rotation: Rotation) -> bool:
         """One step of a rotation in flight; False when nothing more can be done now."""
@@ -389,29 +333,29 @@ class Engine:
             self._park(record, None)
             return False
         rotation = self._in_our_time(key, self._as_configured(key, rotation))
-        rotation = self._heard(key, record, rotation, now)
+        rotation = self._asked.heard(key, record, rotation)
         if rotation.quarantine in _REFUSED and past(last_chance(record), now):
-            self._give_up(key, rotation)
+            self._closing.give_up(key, rotation)
             return True
-        if self._begun_too_early(record, rotation, now):
-            self._call_off(key, rotation)
+        if self._holding.begun_too_early(record, rotation):
+            self._closing.call_off(key, rotation)
             return True
         step = next_step(rotation, now, key.limits)
         match step:
             case Wait(until=moment):
                 if rotation.step is Step.RESTART:
-                    self._let_go(key, rotation)  # a window's opening may be days away
+                    self._closing.let_go(key, rotation)  # a window's opening may be days away
                 self._park(record, moment)
                 return False
             case Ended():
                 return False
             case Run(step=name):
-                until = self._held_back(key, rotation, name)
+                until = self._holding.until(key, rotation, name)
                 if until is not None:
                     self._park(record, until)
                     return False
                 if must_be_written(rotation, name):
-                    self._write(key)
+                    self.drafts.write(key)
                 if name is Step.ISSUE:
                     self._issue(key, rotation)
                 elif name is Step.CHOOSE:
@@ -426,7 +370,7 @@ class Engine:
         if known.rolling_back is not None and known.step is Step.DELIVER:
             known = self._with_strays(key, known)
         if known is not rotation:
-            self._note(key, known)
+            self.drafts.note(key, known)
         return known
 
     def _with_strays(self, key: ManagedKey, rotation: Rotation) -> Rotation:
@@ -446,156 +390,8 @@ class Engine:
         """A wall clock that stepped neither cuts a grace period short nor draws it out (rule 5)."""
         moved = self._beginnings.moved(rotation)
         if moved is not rotation:
-            self._save(key, moved)
+            self.drafts.save(key, moved)
         return moved
-
-    def _held_back(self, key: ManagedKey, rotation: Rotation, step: Step) -> datetime | None:
-        """Until when this step has to wait for something outside its own rotation."""
-        if step in {Step.PREFLIGHT, Step.ISSUE} and not rotation.forced:
-            hold = self.holds.until(rotation.provider)
-            if hold is not None:
-                return self._held(key, rotation, hold[1], hold[0])
-            if (peer := self.skew.off(rotation.provider, "vault")) is not None:
-                log.warning("held", key=key.name, reason=Reason.CLOCK_SKEW.value, peer=peer)
-                return self._held(key, rotation, Reason.CLOCK_SKEW, self.world.clock.now() + SKEW_PAUSE)
-        if step in {Step.ISSUE, Step.RESTART} and not self._sharing.take(key, self.world.clock.now()):
-            return self.world.clock.now() + SHARED_PAUSE
-        return None
-
-    def _held(self, key: ManagedKey, rotation: Rotation, reason: Reason, until: datetime) -> datetime:
-        """Say once why a due key does not move: a rotation that only waits is no rotation under way."""
-        if rotation.reason is not reason:
-            held = replace(rotation, reason=reason, detail="", attempts=max(1, rotation.attempts))
-            if rotation.issues == 0:
-                held = replace(held, step=Step.PREFLIGHT)  # what was checked before the wait is old after it (rule 8)
-            event = told(held, "held", self.world.clock.now(), step=rotation.step, reason=reason)
-            self._save(
-                key,
-                held,
-                lambda old: replace(_known(old, key), last_reason=reason, last_detail=""),
-                history=[event],
-            )
-            self.emit(event)
-        return until
-
-    def _give_up(self, key: ManagedKey, rotation: Rotation) -> None:
-        """A secret that was refused to the end of its life: close its rotation, so that one more may be begun."""
-        now = self.world.clock.now()
-        ended = replace(rotation, finished_at=now, result=Result.FAILED, not_before=None)
-        event = told(ended, "rotation_ended", now, result=Result.FAILED.value, reason=rotation.quarantine)
-        self._save(key, ended, lambda old: replace(_known(old, key), quarantine=rotation.quarantine), history=[event])
-        self._let_go(key, ended)
-        self.emit(event)
-
-    def _begun_too_early(self, record: KeyRecord, rotation: Rotation, now: datetime) -> bool:
-        """Whether a clock that was wrong made this key due, and the right one does not (rule 11).
-
-        A host that dreamt of next year must not issue for its whole fleet as soon as it wakes.
-        """
-        held = rotation.reason is Reason.CLOCK_SKEW and rotation.trigger in _BY_THE_CLOCK
-        if not held or rotation.forced or not may_be_cut_short(rotation):
-            return False
-        due = past(record.rotate_at, now) or past(record.expires_at, now)
-        return not due and self.skew.off(rotation.provider, "vault") is None
-
-    def _call_off(self, key: ManagedKey, rotation: Rotation) -> None:
-        """Nothing was issued: end it, and begin another one when the key is due."""
-        now = self.world.clock.now()
-        # a chosen secret of which nobody has heard waits for nobody
-        ended = replace(rotation, finished_at=now, result=Result.FAILED, not_before=None, sealed=False)
-        event = told(ended, "rotation_ended", now, result=Result.FAILED.value, reason=rotation.reason)
-
-        def change(old: KeyRecord | None) -> KeyRecord:
-            known = _known(old, key)
-            return replace(known, last_chance_used=known.last_chance_used and known.quarantine is None)
-
-        self._save(key, ended, change, history=[event])
-        self._let_go(key, ended)
-        self.emit(event)
-
-    def _let_go(self, key: ManagedKey, rotation: Rotation) -> None:
-        """Give back what an ended or failing rotation held, and wake the keys that waited for it."""
-        if rotation.finished_at is not None:
-            self._steps.forget(rotation)
-            self._beginnings.forget(rotation)
-            if rotation.issues == 0:
-                self.world.seal.forget(self.world.journal.data_key(rotation.id))
-                self._issuing.forget(rotation)
-            if self.spool.holds(rotation.id):
-                self.spool.release(rotation.id)
-        now = self.world.clock.now()
-        settled = now + key.limits.settle
-        for name in self._sharing.give_back(key, now, settled):
-            self.world.journal.save(key=name, change=lambda old, name=name: _woken(old, self.keys[name], settled))  # type: ignore[misc]
-
-    def _heard(self, key: ManagedKey, record: KeyRecord, rotation: Rotation, now: datetime) -> Rotation:
-        """What a person, or the key's own date, asks of a rotation in flight."""
-        unheard = set(record.vouched) & {c.name for c in rotation.consumers if not c.vouched}
-        if unheard and rotation.rolling_back is None:
-            rotation = self._vouched(key, rotation, record.vouched, now)
-        waiting = resting(rotation) and not rotation.no_grace
-        asked = record.requested in FORCED - {ROLL_BACK} or past(record.rotate_at, now)
-        if waiting and (record.requested == COMPROMISED or (asked and rotation.consumers)):
-            # The consumers are proven on the new secret; the next rotation begins as soon as the old key is gone. Where
-            # there are none, nobody has proven anything, and the grace is kept (rule 5).
-            rotation = replace(rotation, no_grace=True)
-            self._save(key, rotation)
-        proven = resting(rotation) or (rotation.reconfirmed_at is not None and rotation.rolling_back is None)
-        if not record.requested or (proven and record.requested not in {ROLL_BACK, RESUMED}):
-            return rotation  # asked for anew: begun when the old key is gone
-        if record.requested == ROLL_BACK:
-            return self._turn_around(key, rotation, now)
-        return self._hurry(key, rotation, record.requested)
-
-    def _vouched(self, key: ManagedKey, rotation: Rotation, names: Iterable[str], now: datetime) -> Rotation:
-        consumers = tuple(
-            replace(c, vouched=True, touched=True, restarted_at=c.restarted_at or now, seen_at=c.seen_at or now)
-            if c.name in names
-            else c
-            for c in rotation.consumers
-        )
-        rotation = replace(rotation, consumers=consumers, not_before=None)
-        self._save(key, rotation)
-        return rotation
-
-    def _turn_around(self, key: ManagedKey, rotation: Rotation, now: datetime) -> Rotation:
-        """`rotator rollback`: where there is no way back, the rotation goes on and the request is over."""
-        back = roll_back(rotation, Reason.ROLLBACK_REQUESTED, "", now)
-        turned = back if back is not None else rotation
-        event = told(turned, "rolling_back", now, reason=None if back is not None else Reason.ROLLBACK_IMPOSSIBLE)
-        draw, pause = self.draw(), self.draw()
-
-        def change(old: KeyRecord | None) -> KeyRecord:
-            record = replace(_known(old, key), requested="")
-            return key_after(record, key, turned, now, draw=draw, pause=pause) if turned.finished_at else record
-
-        self._save(key, turned, change, blob=self._erase_when_done(turned), history=[event])
-        if turned.finished_at is not None:
-            self._let_go(key, turned)
-        self.emit(event)
-        return turned
-
-    def _hurry(self, key: ManagedKey, rotation: Rotation, requested: str) -> Rotation:
-        """Somebody asked for this key while it rotates: what waits is tried now, and no second rotation follows."""
-        forced = requested in FORCED
-        # A person may have one more secret issued where the broker refused the last one.
-        answers = min(rotation.answers, MAX_ANSWERS - 1) if forced else rotation.answers
-        hurried = replace(
-            rotation,
-            # the pause between two looks after a lost answer is no backoff
-            not_before=_soon(rotation.not_before, self.world.clock.now()) if rotation.step is Step.LOOK else None,
-            attempts=0,
-            reason=None,  # of the tries before this one
-            detail="",
-            quarantine=None,
-            answers=answers,
-            # after a conflict, a person who insists accepts what somebody else wrote as the base to write over
-            expected=None if forced and rotation.reason is Reason.VAULT_CONFLICT else rotation.expected,
-            forced=rotation.forced or forced,
-            no_grace=rotation.no_grace or requested == COMPROMISED,
-        )
-        self._save(key, hurried, lambda old: replace(_known(old, key), requested=""))
-        return hurried
 
     def _run(self, key: ManagedKey, rotation: Rotation, step: Step) -> None:
         # After a crash inside the issue call the record still says ISSUE, and the step is LOOK: a look that fails must
@@ -605,7 +401,7 @@ class Engine:
         if step is Step.RESTART:
             # A journal that can't be written is noticed before the restart, not after it, again and again.
             rotation = restart_begins(rotation, self.world.clock.now(), key.limits)
-            self._save(key, rotation)
+            self.drafts.save(key, rotation)
         began = self.world.clock.monotonic()
         data_key = None
         try:
@@ -639,7 +435,7 @@ class Engine:
             return
         first = rotation.issues == 0  # a later call's key is kept with its answer: an earlier one may lie sealed still
         rotation = replace(begin_call(rotation, self.world.clock.now()), described=described)
-        self._save(key, rotation, data_key=wrapped if first else None)
+        self.drafts.save(key, rotation, data_key=wrapped if first else None)
         began = self.world.clock.monotonic()
         outcome, blob = self._issuing.call(key, rotation, wrapped)
         seconds = self.world.clock.monotonic() - began
@@ -676,31 +472,31 @@ class Engine:
         shown = new
 
         def change(old: KeyRecord | None) -> KeyRecord:
-            record = key_after(_known(old, key), key, shown, now, draw=draw, pause=pause)
+            record = key_after(or_blank(old, key), key, shown, now, draw=draw, pause=pause)
             if checks is not None:
                 record = replace(record, checks=tuple(checks), checked_at=now)
             return self._asleep(record, key, now) if shown.finished_at is not None else record
 
-        self._note(
+        draft = self.drafts.note(
             key,
             new,
             change if checks is not None else None,
             step=change if checks is None else None,
             data_key=data_key,
-            blob=self._erase_when_done(new) or blob,
+            blob=erase_when_done(new) or blob,
             history=[event for event in events if not event.repeated],
         )
         if not _may_wait(step, new, now):
             try:
-                new = self._issuing.keep(key, self.drafts[key.name], new)
+                new = self._issuing.keep(key, draft, new)
             finally:
-                del self.drafts[key.name]
+                self.drafts.drop(key.name)
         if isinstance(outcome, IssueDone):
             self.stampede.expected(key.name)
         waits = new.not_before is not None and new.not_before > now
         # who waits for a delivery is not failing: its consumers are its own until that is late
         if new.finished_at is not None or resting(new) or (waits and not isinstance(outcome, DeliverLater)):
-            self._let_go(key, new)
+            self._closing.let_go(key, new)
         for event in events:
             self.emit(event)
 
@@ -725,13 +521,6 @@ class Engine:
         delay = backoff(step, failed.reason, attempts, self.draw(), unsettled=rotation.unsettled or failed.unknown)
         return replace(failed, delay=delay)
 
-    @staticmethod
-    def _erase_when_done(rotation: Rotation) -> Erase | None:
-        """Erased from the journal when done: the secret is in Vault, or it was taken back and nobody uses it."""
-        if rotation.finished_at is None or rotation.sealed:
-            return None
-        return ERASE_SOON if rotation.vault_version is not None or rotation.result is Result.ROLLED_BACK else None
-
     def _asleep(self, record: KeyRecord, key: ManagedKey, now: datetime) -> KeyRecord:
         """A key whose rotation ends in this commit, with the time of its next look: one commit less than to park it."""
         decision = decide(record, key.policy, now, observe=self._observe_only, adopt_rotates=key.adopt_rotates)
@@ -752,7 +541,7 @@ class Engine:
             return known if known.wake_at != record.wake_at else replace(known, wake_at=wake)
 
         if record.wake_at != wake:
-            self._save(self.keys[record.name], change=change)
+            self.drafts.save(self.keys[record.name], change=change)
 
     def _park_unforeseen(self, name: str, exc: Exception) -> None:
         """Something that nobody foresaw: park the key, say so, never spin."""
@@ -776,7 +565,7 @@ class Engine:
             waiting = replace(rotation, not_before=now + UNFORESEEN_PAUSE) if rotation else None
 
             def change(old: KeyRecord | None) -> KeyRecord:
-                known = _known(old, self.keys[name])
+                known = or_blank(old, self.keys[name])
                 return replace(
                     known,
                     failures=known.failures + 1,
@@ -786,7 +575,7 @@ class Engine:
                     wake_at=now + UNFORESEEN_PAUSE,
                 )
 
-            self._save(self.keys[name], waiting, change, history=[event])
+            self.drafts.save(self.keys[name], waiting, change, history=[event])
         self.emit(event)
 
 
@@ -814,11 +603,6 @@ def _behind(record: KeyRecord, key: ManagedKey) -> list[str]:
     return [name for name, seen in named if versions_behind(record, name, seen=seen)]
 
 
-def _known(record: KeyRecord | None, key: ManagedKey) -> KeyRecord:
-    """A key's record, or a blank one where somebody has just dropped it."""
-    return record if record is not None else KeyRecord(name=key.name, provider=key.provider.name, id=key.id)
-
-
 def _may_wait(step: Step, new: Rotation, now: datetime) -> bool:
     """Whether a step's record may be written with what comes next: another step, or the time of the next try."""
     if new.finished_at is not None or step is Step.ISSUE:
@@ -829,14 +613,9 @@ def _may_wait(step: Step, new: Rotation, now: datetime) -> bool:
 
 
 def _woken(record: KeyRecord | None, key: ManagedKey, now: datetime) -> KeyRecord:
-    return replace(_known(record, key), wake_at=now)
+    return replace(or_blank(record, key), wake_at=now)
 
 
 def _stirred(record: KeyRecord | None, key: ManagedKey, now: datetime, asked: str) -> KeyRecord:
-    known = _known(record, key)
+    known = or_blank(record, key)
     return replace(known, wake_at=now, not_before=None, requested=known.requested or asked)
-
-
-def _soon(moment: datetime | None, now: datetime) -> datetime | None:
-    """A pause between two looks, never longer than it was given, whatever the clock did since."""
-    return min(moment, now + LOOK_AGAIN) if moment is not None else None
