@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -85,6 +86,18 @@ class Stage(Protocol):
         """Of what is restarted, half is down."""
         ...
 
+    def crashes(self) -> None:
+        """What is restarted comes up, dies before it runs on the order's version, and comes up again, over and over."""
+        ...
+
+    def deaths(self) -> int:
+        """How often it has died since it crashes."""
+        ...
+
+    def mended(self) -> None:
+        """What is restarted from now on stays up."""
+        ...
+
 
 def confirmed(watch: Watch) -> datetime:
     """Wait for the first sighting, as evidence does; returns when it was."""
@@ -113,10 +126,21 @@ def refused(call: Callable[..., object], *args: object) -> tuple[type[RotatorErr
     return type(caught.value), caught.value.reason
 
 
+def trouble(call: Callable[..., object], *args: object) -> RotatorError | None:
+    """The error of a call; None where it went well."""
+    try:
+        call(*args)
+    except RotatorError as exc:
+        return exc
+    return None
+
+
 class ConsumerCases:
     """The suite; a subclass brings the fixture `stage`."""
 
     MISSING: tuple[type[RotatorError], Reason] = (Permanent, Reason.CONSUMER_MISSING)
+    # Whether the adapter sees what it restarted: then `restart`, or `check` afterwards, tells of a crash.
+    SEES_CRASHES = False
 
     def test_restart(self, stage: Stage) -> None:
         """A restart reaches the consumer once, with key and version; the ticket can be journaled."""
@@ -206,6 +230,28 @@ class ConsumerCases:
             confirmed(watch)
         finally:
             watch.close()
+
+    def test_crash_looping(self, stage: Stage) -> None:
+        """What dies whenever it comes up is told where that is seen, and never confirmed; once it stays up, it is."""
+        stage.crashes()
+        subject = stage.consumer()
+        with closing(stage.watch(ORDER)) as watch:
+            tickets: list[Ticket] = []
+            found = trouble(lambda: tickets.append(subject.restart(ORDER)))
+            looked(watch, lambda: stage.deaths() >= 3, "it has died three times")
+            if found is None and self.SEES_CRASHES:  # it was up when the job was done
+                looked(watch, lambda: trouble(subject.check, tickets[0]) is not None, "it is found dead")
+            if found is None:
+                found = trouble(subject.check, tickets[0])
+            expected = (Transient, Reason.CONSUMER_CRASHED) if self.SEES_CRASHES else None
+            assert expected == (found and (type(found), found.reason))
+            for _ in range(5):
+                watch.wait(0.1)
+                assert () == tuple(watch.sightings())
+            assert "" == watch.healthy()
+            stage.mended()
+            ticket = subject.restart(ORDER)
+            looked(watch, lambda: any(each.at >= ticket.restarted_at for each in watch.sightings()), "it is confirmed")
 
     def test_slow(self, stage: Stage) -> None:
         """A restart that takes its time is waited for."""

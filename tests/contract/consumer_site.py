@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,15 +30,22 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     after: float = 0.0
     cut: bool = False  # close the connection instead of answering
+    dies: bool = False  # then nobody listens any more, and the connection is reset behind what was sent
 
 
 class Site:
-    """Answers each request by `answer`, over a real socket on a free port."""
+    """Answers each request by `answer`, over a real socket on a free port.
 
-    def __init__(self, answer: Callable[[Request], Reply]) -> None:
+    Args:
+        port: 0 is any free one; one that is to `listen` again after it died must be `free_port`'s.
+    """
+
+    def __init__(self, answer: Callable[[Request], Reply], *, port: int = 0) -> None:
         self.answer = answer
         self.requests: list[Request] = []
+        self.deaths = 0
         self._lock, self._closing = threading.Lock(), threading.Event()
+        self._starting = threading.Lock()
         site = self
 
         class Answering(BaseHTTPRequestHandler):
@@ -56,9 +65,11 @@ class Site:
             def handle_error(self, request: object, client_address: object) -> None:
                 pass  # a client that gave up
 
-        self._server = Server(("127.0.0.1", 0), Answering)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._make: Callable[[int], ThreadingHTTPServer] = lambda port: Server(("127.0.0.1", port), Answering)
+        self._server: ThreadingHTTPServer | None = self._make(port)
+        self._port = self._server.server_port
+        self._thread = self._serving(self._server)
+        self.url = f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -66,14 +77,43 @@ class Site:
 
     def __exit__(self, *exc: object) -> None:
         self._closing.set()
-        self._server.shutdown()
-        self._thread.join(10)
-        self._server.server_close()
+        self._end()
+
+    @property
+    def listens(self) -> bool:
+        """Whether it can be connected to; False from its death on."""
+        return self._server is not None
+
+    def listen(self) -> None:
+        """Be there again after a death, at the same port."""
+        with self._starting:
+            if self._server is None and not self._closing.is_set():
+                self._server = self._make(self._port)
+                self._thread = self._serving(self._server)
+                self._thread.start()
 
     def of(self, method: str) -> list[Request]:
         """The requests so far with this method, in order."""
         with self._lock:
             return [request for request in self.requests if request.method == method]
+
+    def _serving(self, server: ThreadingHTTPServer) -> threading.Thread:
+        return threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+
+    def _end(self) -> None:
+        with self._starting:
+            if self._server is not None:
+                self._server.shutdown()
+                self._thread.join(10)
+                self._server.server_close()
+                self._server = None
+
+    def _die(self, connection: socket.socket) -> None:
+        """Nobody listens from here on, and this connection will be reset when it is closed."""
+        self._end()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with self._lock:
+            self.deaths += 1
 
     def _serve(self, http: BaseHTTPRequestHandler) -> None:
         body = http.rfile.read(int(http.headers.get("Content-Length") or 0))
@@ -83,9 +123,16 @@ class Site:
             self.requests.append(request)
         reply = self.answer(request)
         self._closing.wait(reply.after)
-        if reply.cut:
+        if reply.dies:
+            self._die(http.connection)
+        if reply.dies or reply.cut:
             http.close_connection = True
-            return
+        if not reply.cut:
+            self._send(http, reply)
+        if reply.dies:
+            http.connection.close()  # by itself, as the end of a process does; the server would say goodbye first
+
+    def _send(self, http: BaseHTTPRequestHandler, reply: Reply) -> None:
         http.send_response_only(reply.status)
         for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
             http.send_header(name, value)

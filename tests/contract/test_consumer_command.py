@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -27,12 +29,34 @@ from rotator.reasons import Reason
 RESTART = """#!/bin/sh
 sleep "$(cat slow)"
 echo "$1 $2 $ROTATOR_KEY $ROTATOR_VERSION" >>restarts
-if test -s wanted; then cat wanted >running; else echo "$ROTATOR_VERSION" >running; fi
+test -s supervisor && kill "$(cat supervisor)"
+: >supervisor
+if test -e crashes; then
+    ./supervise </dev/null >/dev/null 2>&1 &
+    echo $! >supervisor
+    echo nothing >running
+elif test -s wanted; then
+    cat wanted >running
+else
+    echo "$ROTATOR_VERSION" >running
+fi
 exit "$(cat exit)"
+"""
+# Starts the application again whenever it has died; for a minute, since a test that is killed can't end it.
+SUPERVISE = """#!/bin/sh
+for _ in $(seq 600); do
+    ./application
+    echo "$?" >>deaths
+    sleep 0.1
+done
+"""
+APPLICATION = """#!/bin/sh
+kill -KILL $$
 """
 CONFIRM = """#!/bin/sh
 echo told >>told
 test -e silent && exec sleep 60
+test "$(cat running)" = nothing && kill -PIPE $$  # it asked an application that died meanwhile
 test "$(cat running)" = "$1" && test "$ROTATOR_VERSION" = "$1"
 """
 
@@ -45,11 +69,19 @@ class CommandStage:
     def __init__(self, folder: Path) -> None:
         self.stop, self.folder = threading.Event(), folder
         self.argv = [str(folder / "restart"), "{key}", "{version}"]
-        for name, text in {"restart": RESTART, "confirm": CONFIRM}.items():
+        programs = {"restart": RESTART, "confirm": CONFIRM, "supervise": SUPERVISE, "application": APPLICATION}
+        for name, text in programs.items():
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
-        for name, text in {"slow": "0", "exit": "0", "wanted": "", "running": "6", "restarts": "", "told": ""}.items():
+        for name, text in {"slow": "0", "exit": "0", "running": "6"}.items():
             (folder / name).write_text(text)
+        for name in ("wanted", "restarts", "told", "supervisor", "deaths"):
+            (folder / name).touch()
+
+    def close(self) -> None:
+        """End the supervisor, where one was started."""
+        if pid := (self.folder / "supervisor").read_text():
+            os.kill(int(pid), signal.SIGTERM)
 
     def consumer(self, timeout: float = 10) -> CommandConsumer:
         """The adapter."""
@@ -107,11 +139,26 @@ class CommandStage:
         """There is no half of a command."""
         raise NotImplementedError
 
+    def crashes(self) -> None:
+        """What the program starts is killed each time that it comes up, and its supervisor starts it again."""
+        (self.folder / "crashes").touch()
+
+    def deaths(self) -> int:
+        """The ends that the supervisor has seen, all of them by SIGKILL."""
+        ends = (self.folder / "deaths").read_text().split()
+        assert ["137"] * len(ends) == ends
+        return len(ends)
+
+    def mended(self) -> None:
+        """The next restart starts what stays up."""
+        (self.folder / "crashes").unlink()
+
 
 @pytest.fixture
-def stage(tmp_path: Path) -> CommandStage:
+def stage(tmp_path: Path) -> Iterator[CommandStage]:
     """Programs that do well."""
-    return CommandStage(tmp_path)
+    with closing(CommandStage(tmp_path)) as made:
+        yield made
 
 
 class TestCommand(ConsumerCases):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -52,15 +54,29 @@ class Account:
 
 
 class Member:
-    """One process of the fleet: it acknowledges each order on a topic of its own."""
+    """One process of the fleet: it acknowledges each order on a topic of its own.
 
-    def __init__(self, broker: Broker, root: str, name: str, version: Callable[[int], int | None]) -> None:
-        self.name, self._root, self._version = name, root, version
+    While it `crashes`, it dies upon an order before it has taken it: it says that it still runs on version 6, its
+    connection ends without a word, it connects again, and the broker, which keeps its session, gives it the order anew.
+    """
+
+    def __init__(
+        self, broker: Broker, root: str, name: str, version: Callable[[int], int | None], *, crashes: bool = False
+    ) -> None:
+        self.name, self._root, self._version, self.crashes = name, root, version, crashes
         self.orders: list[Mapping[str, object]] = []
-        self.acks = 0
+        self.acks = self.deaths = 0
         self._ready = threading.Event()
-        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"{name}-{secrets.token_hex(4)}")
+        self._client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=f"{name}-{secrets.token_hex(4)}",
+            clean_session=not crashes,
+            manual_ack=True,
+        )
+        if crashes:
+            self._client.reconnect_delay_set(0, 0)
         self._client.username_pw_set("teller", "told")
+        self._client.on_publish = self._heard
         self._client.on_connect = lambda client, *_: client.subscribe(f"{root}/control", 1)
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = self._told
@@ -80,11 +96,23 @@ class Member:
     def _told(self, client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
         order = json.loads(message.payload)
         self.orders.append(order)
+        if self.crashes:
+            client.publish(f"{self._root}/ack/{self.name}", json.dumps({"key": order["key"], "version": 6}), qos=1)
+            return
         version = self._version(order["version"])
         if version is not None:
             ack = json.dumps({"key": order["key"], "version": version})
             client.publish(f"{self._root}/ack/{self.name}", ack, qos=1)
             self.acks += 1
+        client.ack(message.mid, message.qos)
+
+    def _heard(self, client: paho.Client, *_: object) -> None:
+        """The broker has what this member said."""
+        connection = client.socket()
+        if self.crashes and isinstance(connection, socket.socket):
+            self.deaths += 1
+            with contextlib.suppress(OSError):  # the broker was faster
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class MqttStage:
@@ -169,11 +197,24 @@ class MqttStage:
         """One of both says nothing."""
         self._half = True
 
-    def _member(self, name: str) -> Member:
+    def crashes(self) -> None:
+        """One of both dies upon its order, over and over."""
+        self.members.pop().close()
+        self.members.append(self._member("b", crashes=True))
+
+    def deaths(self) -> int:
+        """Connections that it has lost, after it said that it is still on version 6."""
+        return self.members[-1].deaths
+
+    def mended(self) -> None:
+        """It lives."""
+        self.members[-1].crashes = False
+
+    def _member(self, name: str, *, crashes: bool = False) -> Member:
         def version(ordered: int) -> int | None:
             return None if self._half and name == "b" else self._version(ordered)
 
-        member = Member(self._broker, self.root, name, version)
+        member = Member(self._broker, self.root, name, version, crashes=crashes)
         self._stack.callback(member.close)
         return member
 

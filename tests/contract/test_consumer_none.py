@@ -10,12 +10,11 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
+from contract.consumer_application import Application
 from contract.consumer_cases import ORDER, ConsumerCases, confirmed, looked
-from contract.consumer_site import Reply, Request, Site
 from rotator.clock import SystemClock
-from rotator.confirmation import Confirmations
 from rotator.consumers.none import NoneConsumer
-from rotator.model import Identity, Order, Secret
+from rotator.model import Order
 from rotator.ports import Watch
 from rotator.providers import make_client
 
@@ -28,8 +27,7 @@ class NoneStage:
     def __init__(self, client: httpx.Client) -> None:
         self.stop, self._client = threading.Event(), client
         self._wanted: int | None = None
-        self._speaks = True
-        self.site = Site(self._answer)
+        self.site = Application(lambda: ORDER.version if self._wanted is None else self._wanted)
 
     def consumer(self, timeout: float = 10) -> NoneConsumer:
         """The adapter."""
@@ -37,10 +35,7 @@ class NoneStage:
 
     def watch(self, order: Order) -> Watch:
         """Asks /version."""
-        maker = Confirmations(clock=SystemClock(), read_ref=str).http(
-            "subject", self._client, url=f"{self.site.url}/version", field="version", headers={}
-        )
-        return maker.open(Identity(id="a", username="a"), Secret("new"), order)
+        return self.site.watch(self._client, order)
 
     def restarts(self) -> list[tuple[str, int]]:
         """Whatever was asked of it beside its version: nothing ever is."""
@@ -48,7 +43,7 @@ class NoneStage:
 
     def told(self) -> int:
         """Questions that were answered."""
-        return len(self.site.of("GET")) - 1
+        return self.site.told()
 
     def run_on(self, version: int | None) -> None:
         """What the application runs on from now on."""
@@ -56,16 +51,24 @@ class NoneStage:
 
     def silent(self) -> None:
         """It hangs up instead of answering."""
-        self._speaks = False
+        self.site.speaks = False
+
+    def crashes(self) -> None:
+        """It dies again and again, whoever starts it."""
+        self.site.crashes()
+
+    def deaths(self) -> int:
+        """How often it has gone."""
+        return self.site.deaths
+
+    def mended(self) -> None:
+        """It stays up."""
+        self.site.mended()
 
     def _nothing(self, *_: object) -> None:
         raise NotImplementedError
 
     slow = failing = missing = forbidden = half_down = _nothing
-
-    def _answer(self, request: Request) -> Reply:
-        version = ORDER.version if self._wanted is None else self._wanted
-        return Reply(body=str(version).encode(), cut=not self._speaks)
 
 
 @pytest.fixture
@@ -116,5 +119,5 @@ class TestNone(ConsumerCases):
             looked(watch, lambda: stage.told() >= 2, "it was asked")
             assert () == tuple(watch.sightings())
             assert "" == watch.healthy()
-            stage._speaks = True
+            stage.site.speaks = True
             confirmed(watch)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
+from contract.consumer_application import Application
 from contract.consumer_cases import ORDER, ConsumerCases, confirmed, looked, refused
 from contract.consumer_site import Reply, Request, Site
 from integration.broker_fixture import until
@@ -27,7 +28,7 @@ from rotator.consumers.exchange import LONGEST
 from rotator.consumers.http_evidence import ask_http
 from rotator.consumers.webhook import WebhookConsumer
 from rotator.errors import Permanent, Stopping, Transient
-from rotator.model import Identity, Order, Secret
+from rotator.model import Identity, Order
 from rotator.ports import Watch
 from rotator.providers import make_client
 from rotator.reasons import Reason
@@ -45,8 +46,8 @@ class WebhookStage:
         self.stop, self._client = threading.Event(), client
         self.replies: list[Reply] = []  # of POST, before the usual one
         self.usual = Reply(status=202)
-        self._running, self._wanted, self._speaks = 6, None, True  # type: tuple[int, int | None, bool]
-        self.site = Site(self._answer)
+        self._running, self._wanted = 6, None  # type: tuple[int, int | None]
+        self.site, self.application = Site(self._answer), Application(lambda: self._running)
 
     def consumer(self, timeout: float = 10, path: str = "/restart") -> WebhookConsumer:
         """The adapter."""
@@ -61,11 +62,8 @@ class WebhookStage:
         )
 
     def watch(self, order: Order) -> Watch:
-        """Asks /version."""
-        maker = Confirmations(clock=SystemClock(), read_ref=str).http(
-            "subject", self._client, url=f"{self.site.url}/version", field="version", headers={}
-        )
-        return maker.open(Identity(id="a", username="a"), Secret("new"), order)
+        """Asks the application."""
+        return self.application.watch(self._client, order)
 
     def restarts(self) -> list[tuple[str, int]]:
         """Those that were taken."""
@@ -73,8 +71,8 @@ class WebhookStage:
         return [(body["key"], body["version"]) for body in found]
 
     def told(self) -> int:
-        """Questions that were answered."""
-        return len(self.site.of("GET")) - 1
+        """Questions that the application has answered."""
+        return self.application.told()
 
     def run_on(self, version: int | None) -> None:
         """What the next restart leaves."""
@@ -98,15 +96,25 @@ class WebhookStage:
 
     def silent(self) -> None:
         """The application hangs up instead of answering its version."""
-        self._speaks = False
+        self.application.speaks = False
 
     def half_down(self) -> None:
         """There is no half of a webhook."""
         raise NotImplementedError
 
+    def crashes(self) -> None:
+        """The application dies again and again; the webhook is somebody else, and takes the order."""
+        self.application.crashes()
+
+    def deaths(self) -> int:
+        """How often the application has gone."""
+        return self.application.deaths
+
+    def mended(self) -> None:
+        """It stays up."""
+        self.application.mended()
+
     def _answer(self, request: Request) -> Reply:
-        if request.method == "GET":
-            return Reply(body=json.dumps({"version": self._running}).encode(), cut=not self._speaks)
         if request.method == "POST":
             self._running = json.loads(request.body)["version"] if self._wanted is None else self._wanted
             return self.replies.pop(0) if self.replies else self.usual
@@ -124,7 +132,7 @@ def client() -> Iterator[httpx.Client]:
 def stage(client: httpx.Client) -> Iterator[WebhookStage]:
     """A webhook that does well."""
     made = WebhookStage(client)
-    with made.site:
+    with made.site, made.application:
         yield made
 
 
