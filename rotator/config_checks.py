@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from rotator.config_base import CERTIFICATES
 from rotator.config_faults import dotted
 from rotator.config_file import Tree, Where, walk
-from rotator.config_models import PROVIDER_FILES, PROVIDER_SECRETS
+from rotator.config_models import LISTING, PROVIDER_FILES, PROVIDER_SECRETS
 from rotator.config_types import nearest
 from rotator.config_vault import SERVICE_ACCOUNT_TOKEN
 from rotator.secret_refs import FileRef, SecretRef, check
@@ -52,7 +52,9 @@ SECRET_POSITIONS: Final[tuple[Where, ...]] = (
 
 
 def check_references(tree: Tree) -> None:
-    """Every provider and consumer that a key names must be there."""
+    """Every provider and consumer that is named must be there."""
+    for consumer, settings in tree.table("consumers").items():
+        _check_lister(tree, consumer, settings)
     for key, entry in _keys(tree):
         provider = entry.get("provider")
         if isinstance(provider, str):
@@ -63,17 +65,35 @@ def check_references(tree: Tree) -> None:
             if isinstance(name, str):
                 _check_known(tree, (*where, "consumers", index), name, "consumer")
             if settings.get("verify") is None:
-                _check_evidence(tree, key, name)
+                _check_evidence(tree, key, name, lists=_lists(tree, provider))
 
 
-def _check_evidence(tree: Tree, key: str, consumer: object) -> None:
+def _check_lister(tree: Tree, consumer: str, settings: object) -> None:
+    """The provider whose list of connections is the proof must have one."""
+    where: Where = ("consumers", consumer, "confirm", "broker", "provider")
+    provider = tree.get(where)
+    if not isinstance(provider, str):
+        return
+    _check_known(tree, where, provider, "provider")
+    if provider in tree.table("providers") and not _lists(tree, provider):
+        text = f"{dotted(where)}: `{provider}` has no list of connections"
+        tree.fault(tree.place(where), text, f"name a provider of kind {' or '.join(sorted(LISTING))}")
+
+
+def _lists(tree: Tree, provider: object) -> bool:
+    """Whether a provider lists who is connected."""
+    return tree.get(("providers", str(provider), "kind")) in LISTING
+
+
+def _check_evidence(tree: Tree, key: str, consumer: object, *, lists: bool) -> None:
     """Evidence is looked for at a broker, and only `verify` or `confirm` itself can say at which."""
     settings = tree.table("consumers").get(consumer) if isinstance(consumer, str) else None
     confirm = settings.get("confirm") if isinstance(settings, dict) else None
     for kind, evidence in confirm.items() if isinstance(confirm, dict) else ():
         if kind not in ("broker", "heartbeat"):
             continue  # which need no broker
-        if isinstance(evidence, str) or (isinstance(evidence, dict) and evidence.get("host") is None):
+        listed = kind == "broker" and isinstance(evidence, dict) and (lists or evidence.get("provider") is not None)
+        if isinstance(evidence, str) or (isinstance(evidence, dict) and evidence.get("host") is None and not listed):
             where = ("consumers", str(consumer), "confirm", kind)
             text = f"{dotted(where)} names no host, and keys.{key} has no `verify` to take it from"
             tree.fault(tree.place(where), text, "give one of them a `host`")

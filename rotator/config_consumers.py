@@ -161,7 +161,20 @@ class Connection(Part):
 
 
 class BrokerEvidence(Connection):
-    """The broker's log (`$SYS/broker/log/#`) shows the consumer connecting."""
+    """The broker shows the consumer connecting: Mosquitto in its log (`$SYS/broker/log/#`), RabbitMQ in its list.
+
+    The list is asked of `provider`, or of the key's own where that is a RabbitMQ and no `host` is given.
+    """
+
+    provider: Text | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> BrokerEvidence:
+        reach = [name for name in ("host", "port", "tls", "ca_file", "username", "password") if getattr(self, name)]
+        if self.provider is not None and reach:
+            text = f"`provider` says whose list of connections is asked: `{reach[0]}` has no place beside it"
+            raise wrong(text, "take one of them out")
+        return self
 
 
 class HeartbeatEvidence(Connection):

@@ -56,6 +56,8 @@ else:
     ]
 
 # Where a provider's secrets and certificates stand, below its name.
+# The kinds whose broker lists who is connected.
+LISTING = frozenset(name for name, kind in kinds().items() if kind.lists_connections)
 PROVIDER_SECRETS = tuple(dict.fromkeys(at for model in _KINDS.values() for at in positions(model, secrets=True)))
 PROVIDER_FILES = tuple(dict.fromkeys(at for model in _KINDS.values() for at in positions(model, secrets=False)))
 

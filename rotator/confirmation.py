@@ -14,11 +14,12 @@ import structlog
 from rotator.consumers.asking import AskingWatch
 from rotator.consumers.command import Program, ask_program
 from rotator.consumers.confirm import BrokerLog, BrokerLogs, HeartbeatWatch
+from rotator.consumers.connections import ConnectionsWatch
 from rotator.consumers.http_evidence import ask_http
 from rotator.consumers.mqtt import AckWatch
 from rotator.errors import Permanent, RotatorError
 from rotator.model import Identity, Order, ProbeTarget, Secret
-from rotator.ports import Clock, Watch
+from rotator.ports import Clock, Connected, Watch
 from rotator.reasons import Reason
 from rotator.verify import PROBE_CLIENT_PREFIX
 
@@ -99,6 +100,14 @@ class Confirmations:
             return watch if early else _OwnLog(lines, watch)
 
         return WatchMaker(open=open_watch, early=early, identified=client_id is not None)
+
+    def connections(self, name: str, broker: Connected, *, client_id: str | None) -> WatchMaker:
+        """The broker's list of connections (RabbitMQ). Opened no earlier than it must be: it has no memory."""
+
+        def open_watch(identity: Identity, secret: Secret | None, order: Order | None = None) -> Watch:
+            return ConnectionsWatch(name, broker, username=identity.username, client_id=client_id, clock=self._clock)
+
+        return WatchMaker(open=open_watch, early=False, identified=client_id is not None)
 
     def heartbeat(self, account: Account, verify: Access | None, *, topic: str) -> WatchMaker:
         """A topic on which the consumer speaks."""

@@ -27,7 +27,7 @@ from rotator.confirmation import Confirmations, WatchMaker
 from rotator.consumers import KINDS
 from rotator.consumers.file_delivery import FileDelivery
 from rotator.consumers.kubernetes_cluster import Cluster
-from rotator.ports import Clock, Consumer, Delivery
+from rotator.ports import Clock, Connected, Consumer, Delivery, Provider
 
 ReadRef = Callable[[Any], str]
 
@@ -120,11 +120,13 @@ def make_watch(
     names_key: bool,
     client: httpx.Client,
     confirmations: Confirmations,
+    providers: Mapping[str, Provider],
 ) -> WatchMaker | None:
     """How a consumer of a key is proven to run on a new secret; None where nothing proves it.
 
     Args:
         names_key: this consumer serves several keys, so that an ack must say of which it speaks.
+        providers: of the configuration; one that lists its broker's connections is asked for them.
     """
     if wanted.accept == "restarted":
         return None
@@ -142,4 +144,7 @@ def make_watch(
     if confirm.heartbeat is not None:
         return confirmations.heartbeat(confirm.heartbeat, key.verify, topic=confirm.heartbeat.topic)
     broker = confirm.broker or BrokerEvidence()
+    listing = providers.get(broker.provider or key.provider) if broker.host is None else None
+    if listing is not None and isinstance(listing, Connected):
+        return confirmations.connections(name, listing, client_id=broker.client_id)
     return confirmations.broker(broker, key.verify, client_id=broker.client_id)

@@ -27,7 +27,7 @@ class Evidence:
         """`vouched`: a key's name → consumers that a person has seen on the new secret (`rotator confirm`)."""
         self._clock, self._stop, self._vouched = clock, stop, vouched
         self._watches: dict[WatchName, Watch] = {}
-        self._versions: dict[WatchName, int | None] = {}
+        self._orders: dict[WatchName, str] = {}  # whose version a watch looks for
         self._lock = threading.Lock()
 
     def watch(
@@ -38,16 +38,19 @@ class Evidence:
         secret: Callable[[], Secret | None],
         order: Order | None = None,
     ) -> None:
-        """Open a consumer's watch once for this rotation and direction; one that names versions, for each of them."""
+        """Open a consumer's watch once for this rotation and direction; one that names versions, for each restart.
+
+        An answer to the restart before is none to this one.
+        """
         name = _name(rotation, link.consumer.name)
-        version = order.version if order is not None and link.versioned else None
-        if link.open_watch is None or (name in self._watches and self._versions.get(name) == version):
+        wanted = order.id if order is not None and link.versioned else ""
+        if link.open_watch is None or (name in self._watches and self._orders.get(name, "") == wanted):
             return
         needs_secret = not link.early and not link.versioned
         watch = link.open_watch(rotation.target, secret() if needs_secret else None, order)
         with self._lock:
             before = self._watches.pop(name, None)
-            self._watches[name], self._versions[name] = watch, version
+            self._watches[name], self._orders[name] = watch, wanted
         if before is not None:
             before.close()
 
@@ -73,7 +76,7 @@ class Evidence:
             ours = [name for name in self._watches if name[0] == rotation.id]
             closing = [self._watches.pop(name) for name in ours]
             for name in ours:
-                self._versions.pop(name, None)
+                self._orders.pop(name, None)
         for watch in closing:
             watch.close()
 

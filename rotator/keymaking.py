@@ -104,6 +104,7 @@ class KeyMaker:
             names_key=consumer in self._shared,
             client=self.client,
             confirmations=self.confirmations,
+            providers=self.providers,
         )
         if watch is None:
             return link

@@ -287,6 +287,25 @@ class Evicting(Protocol):
 
 
 @runtime_checkable
+class Connected(Protocol):
+    """The broker lists who is connected, so that a consumer's coming can be seen."""
+
+    def connections(self, username: str) -> Sequence[str]:
+        """Names of this username's open connections; no two connections share one at the same time.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+    def client_id(self, connection: str) -> str | None:
+        """The client id of an open connection, "" where it has none; None while the broker can't tell, or it is gone.
+
+        Raises: Transient, Permanent.
+        """
+        ...
+
+
+@runtime_checkable
 class Checking(Protocol):
     """The platform can check a secret without a connection at the broker, which would disturb a device."""
 

@@ -38,7 +38,7 @@ PROVIDERS: Final[Mapping[str, Kind]] = {
     "http": Kind(HttpSettings, configured_http),
     "losant": Kind(LosantSettings, Losant.configured),
     "mosquitto": Kind(MosquittoSettings, Mosquitto.configured),
-    "rabbitmq": Kind(RabbitmqSettings, Rabbitmq.configured),
+    "rabbitmq": Kind(RabbitmqSettings, Rabbitmq.configured, lists_connections=True),
     "wayscloud": Kind(WaysCloudSettings, WaysCloud.configured),
 }
 

@@ -72,10 +72,12 @@ class Kind:
     Args:
         settings: a frozen section with a field `kind`, which is a Literal of the kind's name.
         build: takes a `Site` and such a section.
+        lists_connections: what it makes is a `ports.Connected`.
     """
 
     settings: type[ProviderPart]
     build: Callable[[Site, Any], Provider]
+    lists_connections: bool = False
 
 
 def issue_deadline(settings: HttpPart) -> timedelta:

@@ -201,17 +201,37 @@ class Rabbitmq:
                 all connections are.
             Permanent: PROVIDER_UNABLE: its statistics are switched off, so it never knows.
         """
-        if not _whole(identity.id):
-            raise self._unknown_key("evict", identity.id)
         deadline = self._rest.deadline()
-        path = f"/connections/username/{quote(identity.id, safe='')}"
-        listed = self._looked(path, "list_connections", deadline, columns="name,user")
-        names = [name for name, entry in _entries(listed) if entry.get("user") == identity.id]
+        names = self._connections("evict", identity.id, deadline)
         began = _times(self._looked("/connections", "list_connections", deadline, columns="name,connected_at"))
         ended = sum(self._close(name, deadline) for name in names if name in began and began[name] < before)
         if any(name not in began for name in names):
             self._refuse_the_unknown(identity, before, deadline)
         return ended
+
+    def connections(self, username: str) -> Sequence[str]:
+        """This user's connections over every protocol, as soon as the broker has let them in.
+
+        Raises: Transient, Permanent.
+        """
+        return self._connections("connections", username, self._rest.deadline())
+
+    def client_id(self, connection: str) -> str | None:
+        """An MQTT connection's client id; the broker tells it some seconds after the fact, like all statistics.
+
+        Raises: Transient, Permanent.
+        """
+        path, params = f"/connections/{quote(connection, safe='')}", {"columns": "name,protocol,variable_map.client_id"}
+        reply = self._rest.ask("GET", path, operation="get_connection", params=params, deadline=self._rest.deadline())
+        if _absent(reply):
+            return None
+        if not reply.ok:
+            raise reply.error(changes=False)
+        known = reply.fields.get("variable_map")
+        named = known.get("client_id") if isinstance(known, dict) else None
+        if is_text(named):
+            return str(named)
+        return "" if reply.fields.get("protocol") else None
 
     def provision(self, name: str, options: Mapping[str, str], marker: str) -> Issued:
         """Make the user `name` with a password, tags and permissions; each that is there already is found again.
@@ -314,6 +334,13 @@ class Rabbitmq:
         return Permanent(f"{self.name}: {operation}: there is no user {id!r}", reason=Reason.KEY_UNKNOWN)
 
     # --- connections
+
+    def _connections(self, operation: str, username: str, deadline: float) -> list[str]:
+        if not _whole(username):
+            raise self._unknown_key(operation, username)
+        path = f"/connections/username/{quote(username, safe='')}"
+        listed = self._looked(path, "list_connections", deadline, columns="name,user")
+        return [name for name, entry in _entries(listed) if entry.get("user") == username]
 
     def _looked(self, path: str, operation: str, deadline: float, *, columns: str) -> Reply:
         reply = self._rest.ask("GET", path, operation=operation, params={"columns": columns}, deadline=deadline)

@@ -130,7 +130,6 @@ class World:
         argv = [sys.executable, "-m", "rotator.sandbox.consumer", "--name", name]
         argv += ["--broker", f"{broker.host}:{broker.port}"]
         argv += ["--token-file", str(self.secrets / "consumer.token")]
-        argv += [] if broker.logs else ["--heartbeat", "1"]
         for key in self._keys_of(name):
             argv += ["--secret", f"{key.path}={key.filter}"]
         return argv

@@ -27,7 +27,7 @@ from rotator.sandbox.ishareradio import IShareRadioPlatform
 from rotator.sandbox.losant import LosantPlatform, new_id
 from rotator.sandbox.mosquitto import MosquittoBroker
 from rotator.sandbox.rabbitmq import RabbitmqBroker
-from rotator.sandbox.token_sink import HEARTBEAT_PREFIX, TELEMETRY_PREFIX, Follower, events_topic
+from rotator.sandbox.token_sink import TELEMETRY_PREFIX, Follower, events_topic
 from rotator.sandbox.wayscloud import WaysCloudPlatform
 
 Json = Mapping[str, Any]
@@ -52,7 +52,7 @@ class DemoBroker:
         publish: delivers an event: topic, payload.
         observer: a login that may read what `confirm` needs.
         observer_password: the reference to its password, as a configuration has it.
-        logs: whether it tells of connects on `$SYS/broker/log/N`; if not, consumers send heartbeats.
+        logs: whether it tells of connects on `$SYS/broker/log/N`; if not, the provider lists its connections.
         settle: how long a consumer must stay up, in seconds.
     """
 
@@ -71,9 +71,7 @@ class DemoBroker:
 
     def _confirm(self, consumer: str) -> Json:
         login = {"host": self.host, "port": self.port, "username": self.observer, "password": self.observer_password}
-        if self.logs:
-            return {"broker": {**login, "client_id": f"{consumer}-*"}}
-        return {"heartbeat": {**login, "topic": f"{HEARTBEAT_PREFIX}/{consumer}"}}
+        return {"broker": {**(login if self.logs else {}), "client_id": f"{consumer}-*"}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -286,9 +284,9 @@ def _mosquitto(ground: Ground, due: Due) -> DemoPlatform:
 
 
 def _rabbitmq(ground: Ground, due: Due) -> DemoPlatform:
-    """RabbitMQ tells of connects nowhere over MQTT: its consumers send heartbeats, and an observer hears them.
+    """RabbitMQ tells of connects nowhere over MQTT, so its management API is asked who is connected.
 
-    Its API shows a new session only after a second or two, even with fast statistics, and the provider ends the old
+    It shows a new session only after a second or two, even with fast statistics, and the provider ends the old
     ones by it when consumers have settled.
     """
     server = RabbitmqBroker(ground.folder("rabbitmq"), statistics=0.5)

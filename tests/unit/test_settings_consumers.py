@@ -32,8 +32,8 @@ from unit.test_settings import broken
 EXAMPLES = Path(__file__).parents[2] / "config" / "examples"
 HEAD = """
 vault: {url: https://vault.example:8200, auth: {method: token, token: {env: TOKEN}}}
-providers:
-  p: {kind: haltian, url: https://p.example/v1, organization: o, email: a@b.example, password: {env: TOKEN}}
+providers: {p: {kind: haltian, url: https://p.example/v1, organization: o, email: a@b.example, password: {env: TOKEN}},
+  rabbit: {kind: rabbitmq, url: "https://r.example", username: a, password: {env: TOKEN}}}
 consumers:
 """
 WHOLE = """
@@ -216,6 +216,17 @@ def test_deliveries(config: Config) -> None:
             "config",
         ),
         ("kind: webhook, url: 'ftp://h.example', secret: {env: TOKEN}", "consumers.x.url: must be a URL", "https://"),
+        (
+            "kind: none, confirm: {broker: {provider: p}}",
+            "consumers.x.confirm.broker.provider: `p` has no list of connections",
+            "of kind rabbitmq",
+        ),
+        ("kind: none, confirm: {broker: {provider: rabit}}", "there is no provider `rabit`", "`rabbit`"),
+        (
+            "kind: none, confirm: {broker: {provider: rabbit, host: h}}",
+            "`host` has no place beside it",
+            "take one of them out",
+        ),
         ("kind: none, confirm: hope", "consumers.x.confirm.http.url: must be a URL", "https://"),
         ("kind: none, confirm: []", "consumers.x.confirm.argv: must not be empty", "[first"),
         # templates
@@ -252,6 +263,19 @@ def test_proof_without_a_broker_needs_no_host(config: Config) -> None:
     config("  x: {kind: mqtt, host: h, topic: t, ack: a, expect: 1}", "[x]")
     with pytest.raises(ConfigError, match="heartbeat names no host"):
         config("  x: {kind: none, confirm: {heartbeat: up}}", "[x]")
+
+
+def test_proof_by_a_list_of_connections(config: Config, tmp_path: Path) -> None:
+    """Of the provider that is named, or of the key's own; neither needs a host, and other kinds have no list."""
+    text = "  x: {kind: command, argv: [x], confirm: {broker: {provider: %s}}}"
+    assert ("x",) == config(text % "rabbit", "[x]").keys["building-a"].consumers
+    with pytest.raises(ConfigError, match="broker names no host"):
+        config("  x: {kind: command, argv: [x], confirm: {broker: {client_id: a}}}", "[x]")
+    path = tmp_path / "rotator.yaml"
+    text = path.read_text().replace("{provider: p, id: a,", "{provider: rabbit, id: meter,")
+    path.write_text(text)
+    found = load(path, {"TOKEN": "t"})
+    assert "rabbit" == found.keys["building-a"].provider
 
 
 def test_the_environment_wins(config: Config, tmp_path: Path) -> None:

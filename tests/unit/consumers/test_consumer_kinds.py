@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -48,10 +49,35 @@ def confirmations() -> Confirmations:
     return Confirmations(clock=SystemClock(), read_ref=str)
 
 
-def watch_of(wanted: ConsumerSettings, *, names_key: bool = False) -> WatchMaker | None:
+class Listing:
+    """A provider whose broker lists who is connected."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = list(names)
+        self.asked: list[str] = []
+
+    def connections(self, username: str) -> list[str]:
+        self.asked.append(username)
+        return self.names
+
+    def client_id(self, connection: str) -> str | None:
+        return connection
+
+
+def watch_of(
+    wanted: ConsumerSettings, *, names_key: bool = False, providers: Mapping[str, Any] | None = None
+) -> WatchMaker | None:
     """What proves this consumer."""
     with make_client() as client:
-        return make_watch("subject", wanted, KEY, names_key=names_key, client=client, confirmations=confirmations())
+        return make_watch(
+            "subject",
+            wanted,
+            KEY,
+            names_key=names_key,
+            client=client,
+            confirmations=confirmations(),
+            providers=providers or {},
+        )
 
 
 def test_every_kind_can_be_made() -> None:
@@ -124,6 +150,22 @@ def test_the_version_is_needed(kind: str) -> None:
 def test_what_nothing_proves(kind: str, more: dict[str, Any]) -> None:
     """Without a proof, or where none is wanted, nothing is looked for."""
     assert watch_of(section(kind, **more)) is None
+
+
+@pytest.mark.parametrize(
+    ("broker", "asked"),
+    [({}, "p"), ({"provider": "q"}, "q"), ({"client_id": "a*"}, "p"), ({"host": "broker.example"}, None)],
+)
+def test_whose_list_of_connections_is_asked(broker: dict[str, Any], asked: str | None) -> None:
+    """That of the provider that is named, else the key's own, unless the broker's host is given."""
+    providers = {"p": Listing("old"), "q": Listing("old")}
+    maker = watch_of(section("command", confirm={"broker": broker}), providers=providers)
+    assert maker is not None
+    assert ("client_id" in broker) == maker.identified
+    if asked is None:
+        return
+    with closing(maker.open(Identity(id="a", username="meter"), None, None)):
+        assert {"p": [], "q": [], asked: ["meter"]} == {name: each.asked for name, each in providers.items()}
 
 
 def test_a_confirming_command_runs_where_the_restarting_one_does(tmp_path: Path) -> None:
