@@ -37,6 +37,7 @@ def belongs_to(folder: str) -> list[int]:
     return found
 
 
+@pytest.mark.long
 def test_it_keeps_ports_and_users_and_leaves_nothing_behind() -> None:
     """A change outlives a stop, on the same ports; after `close`, folder and processes are gone."""
     broker = RabbitmqBroker()
