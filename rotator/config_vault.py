@@ -19,6 +19,11 @@ def _outside_vault(ref: SecretRef) -> SecretRef:
     return ref
 
 
+def _without_last_slash(value: object) -> object:
+    return value.removesuffix("/") if isinstance(value, str) else value
+
+
+Mount = Annotated[VaultPath, BeforeValidator(_without_last_slash)]  # Vault's own lists print `secret/`
 LoginRef = Annotated[SecretRef, AfterValidator(_outside_vault)]
 
 
@@ -45,7 +50,7 @@ class AppRoleAuth(Part):
         Annotated[Text, Tag("<plain>")] | Annotated[LoginRef, Tag("<reference>")], Discriminator(_role_kind)
     ]
     secret_id: LoginRef
-    mount: VaultPath = "approle"
+    mount: Mount = "approle"
     wrapped: bool = False
 
 
@@ -54,7 +59,7 @@ class KubernetesAuth(Part):
 
     method: Literal["kubernetes"]
     role: Text
-    mount: VaultPath = "kubernetes"
+    mount: Mount = "kubernetes"
     jwt: LoginRef = FileRef(file=SERVICE_ACCOUNT_TOKEN)
 
 
@@ -63,7 +68,7 @@ class JwtAuth(Part):
 
     method: Literal["jwt"]
     role: Text
-    mount: VaultPath = "jwt"
+    mount: Mount = "jwt"
     jwt: LoginRef
 
 
@@ -72,7 +77,7 @@ class CertAuth(Part):
 
     method: Literal["cert"]
     role: Text | None = None
-    mount: VaultPath = "cert"
+    mount: Mount = "cert"
 
 
 VaultAuth = Annotated[
@@ -109,7 +114,7 @@ class Vault(Part):
             }
         ),
     ]
-    mount: VaultPath = "secret"
+    mount: Mount = "secret"
     namespace: Text | None = None
     ca_file: Text | None = None
     client_cert: Text | None = None

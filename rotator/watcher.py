@@ -36,6 +36,8 @@ log = structlog.get_logger(__name__)
 # A provider or a Vault that is down is asked again this soon, so that work goes on as soon as it is back.
 ASK_AGAIN_AT_MOST = timedelta(seconds=5)
 
+# A path that may not be read is looked at again after this: a policy is seldom mended within seconds.
+REFUSED_AGAIN = timedelta(minutes=1)
 
 # A Vault that answers so to one read answers so to all: the others are not tried in this round.
 AWAY = frozenset({Reason.VAULT_UNREACHABLE, Reason.VAULT_SEALED, Reason.VAULT_UNAVAILABLE, Reason.VAULT_RATE_LIMITED})
@@ -76,7 +78,8 @@ class Watcher:
         self._follow = follow  # told of each list before its keys are looked at: some may be new
         self._lock = threading.Lock()
         self._health: dict[str, Health] = dict.fromkeys([*providers, "vault"], _NOT_YET)
-        self._stored: dict[str, float] = {}
+        self._next_look: dict[str, float] = {}  # at what Vault holds for a key, by the clock that never steps
+        self._read: set[str] = set()  # keys whose secret was read since the start
         self._token_ends: datetime | None = None
         self.facts = PlatformFacts()
 
@@ -194,8 +197,7 @@ class Watcher:
         for key in self._engine.keys.values():
             if self._world.stop.is_set():
                 return
-            last = self._stored.get(key.name)
-            if last is not None and now - last < self._drift_interval.total_seconds():
+            if now < self._next_look.get(key.name, now):
                 continue
             if self.health()["vault"].reason is not None or not self._look_at_secret(key):
                 return  # Vault is away: the next round begins here again
@@ -212,19 +214,26 @@ class Watcher:
             log.warning("vault_read_failed", key=key.name, reason=exc.reason.value, error=exc.message)
             if exc.reason is Reason.VAULT_RATE_LIMITED:
                 self._failed("vault", exc, Step.PROMOTE)  # keeps the delay that it asked for
-            return exc.reason not in AWAY
+            if exc.reason in AWAY:
+                return False
+            self._look_again(key, min(REFUSED_AGAIN, self._drift_interval))
+            self._unreadable(record, exc)
+            return True
         if self._rotating(key):
             return True  # what was read may be a rotation's own doing, whose record is not written yet
         now = self._world.clock.now()
         # the looks after the first one are spread over the interval, so that a fleet does not look all at once
-        early = 0.0 if key.name in self._stored else self._engine.draw() * self._drift_interval.total_seconds()
-        self._stored[key.name] = self._world.clock.monotonic() - early
+        share = 1.0 if key.name in self._read else 1.0 - self._engine.draw()
+        self._look_again(key, self._drift_interval * share)
+        self._read.add(key.name)
         held = key.secret_of(stored.data)
 
         def change(old: KeyRecord | None) -> KeyRecord:
             known = old if old is not None else record
             if (known.vault_version, known.last_issue_at) != (record.vault_version, record.last_issue_at):
                 return known  # a rotation promoted in the meantime: this look is old
+            if _only_unread(known):
+                known = replace(known, last_reason=None, last_detail="")
             fields = tuple(sorted(key.fields))
             # Nothing to compare with: the first look, or the configuration maps other fields now.
             first = known.fingerprint is None or known.fields != fields
@@ -249,6 +258,20 @@ class Watcher:
         if self._restore and after.drift in drift.IN_VAULT and not self._engine.observe_only:
             self._put_back(key, after, stored)
         return True
+
+    def _look_again(self, key: ManagedKey, after: timedelta) -> None:
+        self._next_look[key.name] = self._world.clock.monotonic() + after.total_seconds()
+
+    def _unreadable(self, record: KeyRecord, error: RotatorError) -> None:
+        """A key of which nothing is known says why; the others go on as they were known."""
+
+        def change(old: KeyRecord | None) -> KeyRecord:
+            known = old if old is not None else record
+            mute = _only_unread(known) or (known.adopted is None and known.last_reason is None)
+            return replace(known, last_reason=error.reason, last_detail=error.message) if mute else known
+
+        if record.adopted is None and record.last_detail != error.message:
+            self._world.journal.save(key=record.name, change=change)
 
     def _put_back(self, key: ManagedKey, seen: KeyRecord, stored: StoredSecret) -> None:
         """`on_drift: restore`: what we left is current again, or a new secret is asked for.
@@ -389,6 +412,11 @@ def _as_seen(record: KeyRecord, seen: KeyRecord) -> bool:
     """Whether nobody has changed since what Vault is compared with."""
     facts = (record.vault_version, record.last_issue_at, record.fingerprint, record.drift)
     return facts == (seen.vault_version, seen.last_issue_at, seen.fingerprint, seen.drift)
+
+
+def _only_unread(record: KeyRecord) -> bool:
+    """Whether the key's reason is that of a read: no rotation has failed, and it was never read."""
+    return record.adopted is None and record.failures == 0 and bool(record.last_detail)
 
 
 def _identified(record: KeyRecord, key: ManagedKey, data: Mapping[str, str] | None) -> KeyRecord:

@@ -35,7 +35,8 @@ path "secret/metadata/mqtt/*" {
   capabilities = ["read", "update"]
 }
 
-# The engine's own max_versions, which counts where a secret has none. Without: Vault's default of 10 is taken.
+# The engine's own max_versions, which counts where a secret names fewer. Without: Vault's default of 10 is taken, and
+# KV version 1 in a child namespace is not told.
 path "secret/config" {
   capabilities = ["read"]
 }

@@ -18,7 +18,7 @@ from rotator.errors import Permanent, RotatorError
 from rotator.reasons import Reason
 from rotator.stores.vault import VaultStore
 from rotator.stores.vault_login import VaultLogin
-from rotator.stores.vault_wire import VaultAnswer, status_error
+from rotator.stores.vault_wire import VaultAnswer, raw, status_error
 
 DATA_KEY_BITS: Final = 256
 # What Vault and OpenBao say of a ciphertext that the named key did not make.
@@ -60,7 +60,7 @@ class Transit:
             made = api.generate_data_key(  # type: ignore[no-untyped-call]  # hvac's stub
                 self._key, key_type="plaintext", bits=DATA_KEY_BITS, mount_point=self._mount
             )
-            return _raw(made)
+            return raw(made)
 
         found = self._call("datakey", send)
         return self._plain(found, "datakey"), self._wrapped(found, "datakey")
@@ -73,7 +73,7 @@ class Transit:
         text = _text(wrapped)
 
         def send(api: TransitApi) -> requests.Response:
-            return _raw(api.decrypt_data(self._key, ciphertext=text, mount_point=self._mount))
+            return raw(api.decrypt_data(self._key, ciphertext=text, mount_point=self._mount))
 
         return self._plain(self._call("decrypt", send), "decrypt")
 
@@ -88,7 +88,7 @@ class Transit:
             made = api.rewrap_data(  # type: ignore[no-untyped-call]  # hvac's stub
                 self._key, ciphertext=text, mount_point=self._mount
             )
-            return _raw(made)
+            return raw(made)
 
         return self._wrapped(self._call("rewrap", send), "rewrap")
 
@@ -134,12 +134,6 @@ class Transit:
 
 def _api(adapter: RawAdapter) -> TransitApi:
     return TransitApi(adapter)
-
-
-def _raw(answer: object) -> requests.Response:
-    """hvac's raw adapter gives the response itself; its stub says otherwise."""
-    assert isinstance(answer, requests.Response)
-    return answer
 
 
 def _text(wrapped: bytes) -> str:

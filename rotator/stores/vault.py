@@ -17,7 +17,7 @@ from rotator.model import Credential, StoredSecret
 from rotator.ports import Clock, Judge, OnRequest
 from rotator.reasons import Reason
 from rotator.stores.vault_auth import Auth
-from rotator.stores.vault_kv import Kv, Metadata, deletion_of
+from rotator.stores.vault_kv import DEFAULT_VERSIONS, Kv, Metadata, deletion_of
 from rotator.stores.vault_login import VaultLogin
 from rotator.stores.vault_policy import Granted, Missing, SecretPaths, missing, policy_lines
 from rotator.stores.vault_wire import VaultWire
@@ -25,6 +25,7 @@ from rotator.stores.vault_wire import VaultWire
 CAS_ATTEMPTS: Final = 5  # a path that changes this often between our read and our write has a writer that never rests
 TOKEN_LIFE: Final = 60.0  # seconds that the token must live on before something irreversible starts (rule 8)
 CHECK_HOLDS: Final = 15.0  # seconds for which seal status, engine and capabilities are not asked for again
+FOREVER: Final = timedelta(days=36500)
 LONGEST_VALUE: Final = 512  # bytes of a value of custom_metadata
 
 
@@ -136,6 +137,8 @@ class VaultStore:
         known = self._kv.metadata(path) if _may(granted, paths.metadata, "read") else None
         if known is not None and _lasts(known.delete_version_after):
             notes.append(f"delete_version_after is {known.delete_version_after}: what is written vanishes after that")
+        elif known is not None and self._ends_within(known, known.current, FOREVER):
+            notes.append(f"the mount's delete_version_after takes version {known.current} and those after it away")
         if known is not None and known.custom is None:
             notes.append("this server knows no custom_metadata")
         return Survey(missing=found, policy_lines=policy_lines(found, granted), notes=notes)
@@ -265,7 +268,9 @@ class VaultStore:
         known = self._kv.metadata(path)
         if known is None:
             return
-        kept = known.max_versions or self._kv.mount_versions()
+        kept = known.max_versions
+        if kept < versions:  # of the secret's number and the mount's, KV takes the larger (its AddVersion)
+            kept = max(kept, self._kv.mount_versions()) or DEFAULT_VERSIONS
         shown = self._kv.shown(path)
         if kept < versions:
             words = f"{shown} keeps {kept} versions and {versions} are needed: the way back would be pushed out"
@@ -275,8 +280,8 @@ class VaultStore:
             raise Permanent(f"vault: {words}", reason=Reason.VAULT_VERSIONS)
 
     def _ends_within(self, known: Metadata, version: int, lasting: timedelta) -> bool:
-        at = deletion_of(known, version)
-        return at is not None and at <= self._clock.now() + lasting
+        at, now = deletion_of(known, version), self._clock.now()
+        return at is not None and now < at <= now + lasting
 
 
 def _denied(lacking: Sequence[Missing], granted: Granted) -> Permanent:

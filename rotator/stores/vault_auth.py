@@ -6,6 +6,7 @@ Each reads its secrets anew whenever it logs in: an operator, an agent or a kube
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -17,10 +18,11 @@ from rotator.errors import Permanent, Transient
 from rotator.model import Secret
 from rotator.ports import Clock, Reveal
 from rotator.reasons import Reason
-from rotator.stores.vault_wire import Send, VaultWire
+from rotator.stores.vault_wire import Send, VaultWire, raw
 
 LONGEST_LEASE: Final = 10 * 365 * 86400  # seconds; whatever an answer says, no clock overflows
 _REFUSALS: Final = 3  # in a row, of one secret id; Vault's own limit is five
+_NO_SUCH_LOGIN: Final = "missing client token"  # what Vault says where a path is no login
 _LOCKED_FOR: Final = 16 * 60.0  # seconds: a little more than Vault counts refusals for
 
 
@@ -91,15 +93,14 @@ class AppRoleLogin:
             raise Permanent(text, reason=Reason.VAULT_AUTH)
 
         def send(adapter: RawAdapter) -> requests.Response:
-            return _raw(AppRole(adapter).login(role_id, secret_id, use_token=False, mount_point=self.mount))
+            return raw(AppRole(adapter).login(role_id, secret_id, use_token=False, mount_point=self.mount))
 
-        try:
-            login = log_in(wire, clock, send, mount=self.mount, hint=hint)
-        except Permanent:
+        def refused() -> None:
             self._refusals += 1
             if self._refusals >= _REFUSALS:
                 self._not_before = clock.monotonic() + _LOCKED_FOR
-            raise
+
+        login = log_in(wire, clock, send, mount=self.mount, hint=hint, refused=refused)
         self._refusals = 0
         return login
 
@@ -137,7 +138,7 @@ class KubernetesAuth:
         jwt = self.jwt()
 
         def send(adapter: RawAdapter) -> requests.Response:
-            return _raw(Kubernetes(adapter).login(self.role, jwt, use_token=False, mount_point=self.mount))
+            return raw(Kubernetes(adapter).login(self.role, jwt, use_token=False, mount_point=self.mount))
 
         return log_in(wire, clock, send, mount=self.mount)
 
@@ -156,7 +157,7 @@ class JwtAuth:
         jwt = self.jwt()
 
         def send(adapter: RawAdapter) -> requests.Response:
-            return _raw(JWT(adapter).jwt_login(self.role, jwt, use_token=False, path=self.mount))
+            return raw(JWT(adapter).jwt_login(self.role, jwt, use_token=False, path=self.mount))
 
         return log_in(wire, clock, send, mount=self.mount)
 
@@ -170,20 +171,30 @@ class CertAuth:
     repeatable: bool = field(default=True, init=False)
 
     def login(self, wire: VaultWire, clock: Clock) -> Login:
-        """With `client_cert` and `client_key`."""
+        """With `client_cert` and `client_key` as they are now: a kept connection shows those of its handshake."""
+        wire.close()
 
         def send(adapter: RawAdapter) -> requests.Response:
             login = Cert(adapter).login(name=self.role or "", use_token=False, mount_point=self.mount)
-            return _raw(login)
+            return raw(login)
 
         return log_in(wire, clock, send, mount=self.mount)
 
 
-def log_in(wire: VaultWire, clock: Clock, send: Send, *, mount: str, hint: str = "") -> Login:
+def log_in(
+    wire: VaultWire,
+    clock: Clock,
+    send: Send,
+    *,
+    mount: str,
+    hint: str = "",
+    refused: Callable[[], None] = lambda: None,
+) -> Login:
     """Send a login and read its answer.
 
     Args:
         hint: what a person can do about a refusal, beside Vault's own words.
+        refused: called where what was shown was looked at and refused, which Vault may count.
 
     Raises: Permanent VAULT_AUTH; Transient.
     """
@@ -193,9 +204,17 @@ def log_in(wire: VaultWire, clock: Clock, send: Send, *, mount: str, hint: str =
         words = f"vault: {what}: HTTP {answer.status} with a body that is not Vault's; is there a proxy in between?"
         raise Transient(words, reason=Reason.VAULT_UNAVAILABLE)
     if not answer.ok:
-        text = f"vault: {what}: HTTP {answer.status}: {answer.text}" + (f"; {hint}" if hint else "")
-        raise Permanent(text, reason=Reason.VAULT_AUTH)
+        text = f"vault: {what}: HTTP {answer.status}: {answer.text}"
+        if answer.status not in (400, 401) or _NO_SUCH_LOGIN in answer.text:
+            # a role that is locked answers 403 too, and asking it prolongs nothing
+            hint = "Vault says so too where no such login is enabled, or where it is locked"
+        else:
+            refused()
+        raise Permanent(text + (f"; {hint}" if hint else ""), reason=Reason.VAULT_AUTH)
     granted = answer.part("auth")
+    if granted.get("mfa_requirement"):
+        words = f"vault: {what}: Vault asks for a second factor, which no daemon has: take MFA off this login"
+        raise Permanent(words, reason=Reason.VAULT_AUTH)
     lease = seconds(granted.get("lease_duration"))
     return Login(
         token=checked_token(granted.get("client_token"), f"vault: {what}: the answer's token"),
@@ -218,9 +237,3 @@ def seconds(value: object) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
         return None
     return float(min(value, LONGEST_LEASE))
-
-
-def _raw(answer: object) -> requests.Response:
-    """hvac's raw adapter gives the response itself; its stub does not say so."""
-    assert isinstance(answer, requests.Response)
-    return answer

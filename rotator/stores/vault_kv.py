@@ -27,6 +27,7 @@ DEFAULT_VERSIONS: Final = 10  # what KV keeps where neither the secret nor the m
 _CAS_MISMATCH: Final = "check-and-set parameter did not match"
 _WRITES: Final = frozenset({"write", "annotate", "undelete"})
 _NOT_THERE_YET: Final = 412
+_NO_FORWARDING: Final = "forwarding via header"
 _LONGEST_WORD: Final = 64
 _METADATA_MISMATCH: Final = "metadata check-and-set parameter does not match"
 
@@ -52,12 +53,15 @@ class _Consistent(RawAdapter):
     """
 
     index = ""
+    forwards = True
 
     def request(
         self, method: str, url: str, headers: Mapping[str, str] | None = None, raise_exception: bool = True, **more: Any
     ) -> Any:
         """As hvac's, with the two headers where there is an index."""
-        asked = {"X-Vault-Index": self.index, "X-Vault-Inconsistent": "forward-active-node"} if self.index else {}
+        asked = {"X-Vault-Index": self.index} if self.index else {}
+        if asked and self.forwards:
+            asked["X-Vault-Inconsistent"] = "forward-active-node"
         return super().request(
             method, url, headers={**(headers or {}), **asked}, raise_exception=raise_exception, **more
         )
@@ -72,6 +76,7 @@ class Kv:
     def __init__(self, login: VaultLogin, mount: str) -> None:
         self._login = login
         self._index = ""  # of our latest write, as the server tells it
+        self._forwards = True  # HashiCorp's server refuses to be asked for that, unless it is configured to
         self.mount = mount.strip("/")
 
     def read(self, path: str, version: int | None = None) -> StoredSecret:
@@ -123,7 +128,10 @@ class Kv:
             response: requests.Response = made
             return response
 
-        self._done("undelete", send, f"undelete version {version} of {self.shown(path)}")
+        what = f"undelete version {version} of {self.shown(path)}"
+        answer = self._call("undelete", send, what=what)
+        if not answer.ok:
+            raise self.refused(answer, what)
 
     def metadata(self, path: str) -> Metadata | None:
         """What Vault keeps about the secret; None where it was never written."""
@@ -179,14 +187,9 @@ class Kv:
         return True
 
     def mount_versions(self) -> int:
-        """How many versions the mount keeps where a secret says nothing; the default where it may not be asked."""
-
-        def send(adapter: RawAdapter) -> requests.Response:
-            response: requests.Response = KvV2(adapter).read_configuration(mount_point=self.mount)
-            return response
-
-        answer = self._call("config", send, what=f"read the configuration of {self.mount}", optional=True)
-        return (_number(answer.part("data").get("max_versions")) if answer.ok else 0) or DEFAULT_VERSIONS
+        """How many versions the mount keeps at least; 0 where it names no number, or may not be asked."""
+        answer = self._configuration()
+        return _number(answer.part("data").get("max_versions")) if answer.ok else 0
 
     def capabilities(self, paths: Sequence[str]) -> Granted:
         """What the token may do on each of these paths of the API."""
@@ -222,6 +225,10 @@ class Kv:
 
         answer = self._call("mounts", send, what=f"mount of {self.shown(path)}", optional=True)
         if not answer.ok:
+            # from a parent namespace it may not be asked; version 1 would take the write, unversioned and without cas
+            if self._configuration().status == 404:
+                words = "has no configuration: it is not there (`vault secrets list`), or not KV version 2"
+                raise self._no_kv2(f"{self.mount} {words}")
             return
         kind = answer.part("data").get("type")
         if not _is_word(kind):
@@ -240,8 +247,11 @@ class Kv:
     def _call(self, operation: str, send: Send, *, what: str, optional: bool = False) -> VaultAnswer:
         def consistent(plain: RawAdapter) -> requests.Response:
             adapter = _Consistent.from_adapter(plain)
-            adapter.index = self._index
+            adapter.index, adapter.forwards = self._index, self._forwards
             response = send(adapter)
+            if response.status_code == 400 and adapter.index and adapter.forwards and _NO_FORWARDING in response.text:
+                self._forwards = adapter.forwards = False
+                response = send(adapter)
             if operation in _WRITES and response.ok:
                 self._index = response.headers.get("X-Vault-Index", "")
             elif response.status_code == _NOT_THERE_YET:
@@ -250,20 +260,26 @@ class Kv:
 
         return self._login.call(operation, consistent, what=what, optional=optional)
 
-    def _done(self, operation: str, send: Send, what: str) -> None:
-        answer = self._call(operation, send, what=what)
-        if not answer.ok:
-            raise self.refused(answer, what)
+    def _configuration(self) -> VaultAnswer:
+        def send(adapter: RawAdapter) -> requests.Response:
+            response: requests.Response = KvV2(adapter).read_configuration(mount_point=self.mount)
+            return response
+
+        return self._call("config", send, what=f"read the configuration of {self.mount}", optional=True)
 
     def refused(self, answer: VaultAnswer, what: str) -> RotatorError:
         """What a refusal means."""
         text = answer.text
         if answer.status == 400 and answer.denied:
             return Permanent(f"vault: {what}: {text}", reason=Reason.VAULT_AUTH)
+        if answer.ok and answer.part("wrap_info"):
+            words = "held back by a control group: the daemon's policy must not have one"
+            return Permanent(f"vault: {what}: {words}", reason=Reason.VAULT_DENIED)
         if answer.ok:
             return self._no_kv2(f"{what}: the answer is not that of KV version 2")
         if answer.status == 404:
-            return self._no_kv2(f"{what}: HTTP 404: {text or 'no KV version 2 engine answers there'}")
+            words = text or "no KV version 2 engine answers there"
+            return self._no_kv2(f"{what}: HTTP 404: {words}; check that {self.mount} is there (`vault secrets list`)")
         return status_error(answer.status, text, what=what)
 
     def _no_kv2(self, text: str) -> Permanent:

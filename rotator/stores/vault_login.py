@@ -18,18 +18,17 @@ from hvac.adapters import RawAdapter
 from hvac.api.auth_methods import Token
 
 from rotator.errors import Permanent, RotatorError, Transient
-from rotator.model import Credential
+from rotator.model import Credential, Secret
 from rotator.ports import Clock
 from rotator.reasons import Reason
-from rotator.stores.vault_auth import AppRoleAuth, Auth, Login, TokenAuth, seconds
+from rotator.stores.vault_auth import Auth, Login, seconds
 from rotator.stores.vault_wire import Send, VaultAnswer, VaultWire
 from rotator.stores.vault_wrapped import WrappedAppRoleAuth
-
-__all__ = ["AppRoleAuth", "Auth", "Login", "TokenAuth", "VaultLogin"]
 
 # A living token younger than this is not replaced for being refused; an older one is, since its role's policies may
 # have been mended and reach only a new token.
 _YOUNG: Final = 60.0
+_PATIENT: Final = 900.0  # what that grows to while new tokens are refused as well: then the policy forbids
 _END_MARGIN: Final = 0.1  # of a lease: a token so near its end is replaced before it is used
 _FRESH: Final = 2 / 3  # of a lease: a token with more left is looked up, which writes nothing, and not renewed
 _READ_EVERY: Final = 1.0  # seconds: how soon a token that an agent has replaced is taken up
@@ -50,6 +49,12 @@ class VaultLogin:
         self._failures = 0
         self._read_at = float("-inf")  # when a given token was last read
         self._unreadable = False
+        self._looked: Login | None = None  # what a given token's last lookup or renewal said
+        self._looked_at = float("-inf")
+        self._patience = _YOUNG  # the age from which a living token is replaced for being refused
+        self._capped: Secret | None = None  # a token whose last renewal added nothing: its max TTL is reached
+        self._refused = 0  # tokens in a row that were refused both lookup-self and renew-self
+        self._unasked: Secret | None = None  # one of them, where the policy must be what forbids
 
     def call(self, operation: str, send: Send, *, what: str, optional: bool = False) -> VaultAnswer:
         """One request with the token; where it is refused and another token may help, once more with that.
@@ -62,7 +67,12 @@ class VaultLogin:
         if not answer.denied or optional:
             return answer
         other = self._after_refusal(login)
-        return answer if other is None else self._wire.call(operation, send, what=what, token=other.token)
+        if other is None:
+            return answer
+        answer = self._wire.call(operation, send, what=what, token=other.token)
+        if not answer.denied:
+            self._patience = _YOUNG
+        return answer
 
     def current(self) -> Login:
         """The login, made where there is none or it ends about now; a given token as its place holds it now.
@@ -111,8 +121,11 @@ class VaultLogin:
         if self._left(self._lookup(login)) >= needed:
             return
         self.renew()
-        left = self._left(self._lookup(self.current()))
-        if left < needed:
+        looked = self._lookup(self.current())
+        left = self._left(looked)
+        # one that a renewal brings back to its lease is kept going by `renew`; at its max TTL none does
+        lasts = looked.renewable and left > (looked.lease or 0) * _FRESH > 0
+        if left < needed and not lasts:
             raise Permanent(f"vault: the token ends in {left:.0f} s and can't be renewed", reason=Reason.VAULT_AUTH)
 
     def renew(self) -> datetime | None:
@@ -134,12 +147,18 @@ class VaultLogin:
         lease = login.lease
         if lease is None:
             return login  # a role may give tokens that never end
-        if self._left(login) > lease * _FRESH and self._asked(login).ok:
-            return login
-        if login.renewable and (renewed := self._renew_self(login)) is not None:
-            login = self._keep(login, renewed)
+        rests = self._left(login) > lease * _FRESH or login.token == self._capped
+        if login.token == self._unasked:
+            pass  # requests tell whether it lives
+        elif rests and self._asked(login).ok:
+            self._refused = 0
+        elif login.renewable and (renewed := self._renew_self(login)) is not None:
+            self._refused, login = 0, self._keep(login, renewed)
         elif login.renewable:
-            return self._replace_unless_newer(login)  # refused: it ended or was revoked
+            self._refused += 1
+            if self._refused == 1:
+                return self._replace_unless_newer(login)  # it ended or was revoked
+            self._unasked = login.token
         # max_ttl shortens renewals towards its end: below half the first lease a new token is the better one
         if self._left(login) >= lease / 2:
             return login
@@ -154,10 +173,10 @@ class VaultLogin:
         login = self.current()
         with self._lock:
             login = self._given(login)
-        looked = self._lookup(login)
+        looked = self._lookup(login, within=_READ_EVERY)  # `ready` has just asked
         aged = looked.ends_at is not None and self._left(looked) <= (looked.lease or float("inf")) * _FRESH
-        if aged and looked.renewable:
-            looked = self._renew_self(looked) or looked
+        if aged and looked.renewable and looked.token != self._capped:
+            looked = self._looked = self._renew_self(looked) or looked
         return looked
 
     def _reread(self, known: Login) -> Login:
@@ -201,9 +220,10 @@ class VaultLogin:
                     return given
                 self._lookup(refused)
                 return None
-            young = self._clock.monotonic() - refused.made_at < _YOUNG
+            young = self._clock.monotonic() - refused.made_at < self._patience
             if young and self._asked(refused).ok:
                 return None
+            self._patience = min(self._patience * 2, _PATIENT)
             return self._replace()
 
     def _replace_unless_newer(self, old: Login) -> Login:
@@ -232,27 +252,36 @@ class VaultLogin:
     def _asked(self, login: Login) -> VaultAnswer:
         return self._wire.call("lookup", _lookup_self, what="lookup-self", token=login.token)
 
-    def _lookup(self, login: Login) -> Login:
-        start = self._clock.monotonic()
+    def _lookup(self, login: Login, *, within: float = 0.0) -> Login:
+        """The login as Vault knows it, or knew it less than `within` seconds ago."""
+        start, known = self._clock.monotonic(), self._looked
+        if known is not None and known.token == login.token and start - self._looked_at < within:
+            return known
         answer = self._asked(login)
         if not answer.ok:
             text = f"vault: the token is not accepted (expired, revoked, or without lookup-self): {answer.text}"
             raise Permanent(text, reason=Reason.VAULT_AUTH)
-        known = answer.part("data")
-        left = seconds(known.get("ttl"))
-        never = left is None and known.get("expire_time") is None
-        return replace(
+        data = answer.part("data")
+        left = seconds(data.get("ttl"))
+        never = left is None and data.get("expire_time") is None
+        self._looked_at = start
+        self._looked = looked = replace(
             login,
-            lease=seconds(known.get("period")) or seconds(known.get("creation_ttl")),
+            lease=seconds(data.get("period")) or seconds(data.get("creation_ttl")),
             ends_at=None if never else start + (left or 0),
-            renewable=known.get("renewable") is True,
+            renewable=data.get("renewable") is True,
         )
+        return looked
 
     def _renew_self(self, login: Login) -> Login | None:
         start = self._clock.monotonic()
         answer = self._wire.call("renew", _renew_token, what="renew-self", token=login.token)
         lease = seconds(answer.part("auth").get("lease_duration")) if answer.ok else None
-        return None if lease is None else replace(login, ends_at=start + lease)
+        if lease is None:
+            return None
+        if login.ends_at is not None and start + lease < login.ends_at + 1.0:
+            self._capped = login.token
+        return replace(login, ends_at=start + lease)
 
     def _left(self, login: Login) -> float:
         """Seconds of life that are left, as far as known."""

@@ -153,6 +153,9 @@ def status_error(status: int, text: str, *, what: str, delay: timedelta | None =
         case 400 if "upgrad" in text.lower():
             # "Upgrading from non-versioned to versioned data. This backend will be unavailable for a brief period"
             return Transient(message, reason=Reason.VAULT_UNAVAILABLE, retry_after=delay)
+        case 413:
+            words = f"{message}: the secret with all its fields is larger than Vault, or a proxy before it, takes"
+            return Transient(words, reason=Reason.VAULT_UNAVAILABLE)
         case 408 | 412 | 425 | 472 | 473:
             return Transient(message, reason=Reason.VAULT_UNAVAILABLE, retry_after=delay)
         case _ if status >= 500:
@@ -303,6 +306,8 @@ class VaultWire:
             index = (start + step) % len(self._urls)
             try:
                 response, _ = self._once(index, "health", _read_health, "health", None, namespaced=False)
+                if response.status_code in _REDIRECTS:  # no node does that, a balancer does
+                    self._active(index, response.headers.get("Location", ""), (), what="health")
             except Transient as exc:
                 first = first or exc
                 continue
@@ -355,6 +360,12 @@ class VaultWire:
             message = f"vault: {what}: HTTP 200 with a body that is not Vault's; is there a proxy in between?"
             raise Transient(message, reason=Reason.VAULT_UNAVAILABLE)
         return VaultAnswer(status=status, body=body or {}, is_json=body is not None)
+
+
+def raw(answer: object) -> requests.Response:
+    """hvac's raw adapter gives the response itself; its stubs say otherwise."""
+    assert isinstance(answer, requests.Response)
+    return answer
 
 
 def _read_health(adapter: RawAdapter) -> requests.Response:

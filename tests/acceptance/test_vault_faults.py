@@ -173,7 +173,8 @@ def test_given_token_revoked_in_the_middle(world: FaultySite) -> None:
         tell(f"another token in the file: in Vault {took:.2f} s later")
         assert ("succeeded", 1, 2) == (ended(daemon, key.name)["result"], world.site.refreshes(), world.version(key))
         until(lambda: daemon.ready()[0] == 200, "/readyz is well again")
-        assert took < 5, f"{took:.2f} s after the new token"
+        # a promote whose login is refused is tried again after four seconds at most
+        assert took < 7, f"{took:.2f} s after the new token"
 
 
 # --- the policy ---------------------------------------------------------------------------------------------------

@@ -93,6 +93,7 @@ def get(status: int, answer: object = None, **more: Any) -> Exchange:
         (get(200, b"[" * 100_000), Transient, Reason.VAULT_UNAVAILABLE, None),
         (get(200, b'{"data": "\xff\xfe"}'), Permanent, Reason.VAULT_PATH_INVALID, None),
         (get(405, {"errors": ["unsupported operation"]}), Permanent, Reason.VAULT_PATH_INVALID, None),
+        (get(413, {"errors": ["request body too large"]}), Transient, Reason.VAULT_UNAVAILABLE, None),
         (get(200, cut=True), Transient, Reason.VAULT_UNREACHABLE, None),
     ],
 )

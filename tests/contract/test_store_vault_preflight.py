@@ -273,6 +273,25 @@ def test_a_namespace_of_its_own(server: Bao, stage: StoreStage) -> None:
     assert caught.value.reason in (Reason.VAULT_PATH_INVALID, Reason.VAULT_AUTH, Reason.VAULT_DENIED)
 
 
+def test_an_engine_in_a_child_namespace(server: Bao, stage: StoreStage) -> None:
+    """Reached by its path from the parent, where the login is: there KV version 1 is told by its want of a `config`."""
+    name = f"team-{uuid.uuid4()}"
+    if server.api("POST", f"sys/namespaces/{name}", {})[0] >= 300:
+        pytest.skip("this server has no namespaces")
+    server.must("POST", "sys/namespaces/sub", {}, namespace=name)
+    for mount, version in (("new", 2), ("old", 1)):
+        server.engine(mount, version=version, namespace=f"{name}/sub")
+    role = Role(server, least_policy("sub/new") + least_policy("sub/old"), namespace=name)
+    store = stage.store(server.url, auth=role.auth, namespace=name, mount="sub/new")
+    assert 0 == store.preflight("mqtt/a", versions=2).version
+    assert 1 == store.put("mqtt/a", {"password": "p"})
+    inside = server.must("GET", "new/data/mqtt/a", namespace=f"{name}/sub")["data"]
+    assert {"password": "p"} == inside["data"]
+    with pytest.raises(Permanent, match="enable-versioning sub/old") as caught:
+        stage.store(server.url, auth=role.auth, namespace=name, mount="sub/old").preflight("mqtt/a")
+    assert Reason.VAULT_PATH_INVALID is caught.value.reason
+
+
 # --- versions, and how long they stay ------------------------------------------------------------------------------
 
 
@@ -310,6 +329,35 @@ def test_a_mount_that_keeps_too_few_versions(server: Bao, stage: StoreStage) -> 
     assert 1 == store.preflight("mqtt/a", versions=10).version
     with pytest.raises(Permanent, match="keeps 10 versions"):
         store.preflight("mqtt/a", versions=11)
+
+
+def test_the_larger_of_two_numbers_counts(server: Bao, stage: StoreStage) -> None:
+    """The secret's and the mount's: so KV does it, and so preflight says."""
+    mount = f"more-{uuid.uuid4()}"
+    server.engine(mount, max_versions=3)
+    server.must("POST", f"{mount}/metadata/mqtt/a", {"max_versions": 1})
+    store = stage.store(server.url, mount=mount, auth=Role(server, least_policy(mount)).auth)
+    for turn in range(4):
+        store.put("mqtt/a", {"password": f"p{turn}"})
+    assert [False, True, True, True] == [store.read("mqtt/a", version).data is not None for version in (1, 2, 3, 4)]
+    assert 4 == store.preflight("mqtt/a", versions=3).version
+    with pytest.raises(Permanent, match="keeps 3 versions and 4 are needed"):
+        store.preflight("mqtt/a", versions=4)
+
+
+def test_a_mount_that_deletes_versions(server: Bao, stage: StoreStage) -> None:
+    """Survey tells of the mount's setting too, by what it does to the current version; a deletion that was is none."""
+    mount = f"short-{uuid.uuid4()}"
+    server.engine(mount)
+    store = stage.store(server.url, mount=mount, auth=Role(server, least_policy(mount)).auth)
+    store.put("mqtt/a", {"password": "p"})
+    server.must("DELETE", f"{mount}/data/mqtt/a")
+    assert [] == list(store.survey("mqtt/a").notes)
+    server.must("POST", f"{mount}/config", {"delete_version_after": "1h"})
+    store.put("mqtt/a", {"password": "p"})
+    assert ["the mount's delete_version_after takes version 2 and those after it away"] == list(
+        store.survey("mqtt/a").notes
+    )
 
 
 def test_a_version_that_would_be_deleted_in_the_middle(server: Bao, stage: StoreStage, path: str) -> None:

@@ -158,7 +158,7 @@ def health(status: int, **body: object) -> Exchange:
         (503, "it is sealed"),
         (530, "it was removed from its cluster"),
         (502, "HTTP 502"),
-        (307, "HTTP 307"),
+        (307, "redirected to .*, which was asked already"),
     ],
 )
 def test_a_node_that_does_not_serve_is_passed_over(stage: Stage, status: int, words: str) -> None:
@@ -169,6 +169,17 @@ def test_a_node_that_does_not_serve_is_passed_over(stage: Stage, status: int, wo
         stage.store(one.url, two.url).ready()
     with VaultReplay(ill) as one, pytest.raises(Transient, match=words):
         stage.store(one.url).ready()
+
+
+def test_a_balancer_that_leads_elsewhere(stage: Stage) -> None:
+    """Its redirect is no answer of a node's health: the address that `vault.url` lacks is named."""
+    away = Exchange(
+        method="GET", path="/v1/sys/health", status=301, headers={"Location": "https://vault.example/v1/sys/health"}
+    )
+    with VaultReplay(away) as one, pytest.raises(Transient) as caught:
+        stage.store(one.url).ready()
+    assert Reason.VAULT_UNREACHABLE is caught.value.reason
+    assert "redirected to https://vault.example, which is not in `vault.url`" in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [200, 429, 473])

@@ -74,6 +74,10 @@ def auth(text: str, *, https: bool = True, cert: str = "") -> str:
             auth("method: cert, role: rotator, mount: tls", cert=CERT),
             CertAuth(method="cert", role="rotator", mount="tls"),
         ),
+        (
+            auth("method: cert, role: rotator, mount: team/tls/", cert=CERT),  # as `vault auth list` prints it
+            CertAuth(method="cert", role="rotator", mount="team/tls"),
+        ),
     ],
 )
 def test_logins(config: Callable[..., Settings], section: str, expected: object) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from fakes import FakeClock, FakeStore, Stage
 from rotator.errors import Permanent, RotatorError, Transient
-from rotator.keys import decide
-from rotator.model import Credential, StoredSecret, Verdict
+from rotator.keys import decide, state
+from rotator.model import Credential, KeyState, StoredSecret, Verdict
 from rotator.policy import Policy
 from rotator.reasons import Reason
 from rotator.watcher import ASK_AGAIN_AT_MOST, Health, Watcher
@@ -183,6 +183,68 @@ def test_vault_away_is_named_and_found_again(stage: Lookout) -> None:
     stage.look(6)
     assert (None, 0) == (stage.watcher.health()["vault"].reason, stage.watcher.health()["vault"].failures)
     assert ([], None) == (stage.told("drift"), stage.record.drift)
+
+
+class UnreadableStore(CountingStore):
+    """Well, but for one path that may not be read."""
+
+    refusal: RotatorError | None = None
+
+    def read(self, path: str, version: int | None = None) -> StoredSecret:
+        found = super().read(path, version)
+        if self.refusal is not None:
+            raise self.refusal
+        return found
+
+
+def unreadable(stage: Lookout, refusal: RotatorError) -> UnreadableStore:
+    """Give the stage such a store, and a watcher that knows it."""
+    store = UnreadableStore(versions=stage.store.versions)
+    store.refusal = refusal
+    stage.engine.world = replace(stage.engine.world, store=store)
+    stage.watcher = Watcher(stage.engine, {"acme": stage.platform}, watch=WATCH, drift_interval=DRIFT)
+    return store
+
+
+@pytest.mark.parametrize("reason", [Reason.VAULT_DENIED, Reason.VAULT_PATH_INVALID])
+def test_a_path_that_may_not_be_read(fresh: Lookout, reason: Reason) -> None:
+    """Looked at once a minute; the key says why nothing is known of it, until it was read."""
+    store = unreadable(fresh, Permanent("vault: read secret/mqtt/a: no", reason=reason))
+    fresh.look(181)
+    assert 4 == store.reads
+    assert fresh.watcher.health()["vault"].reason is None
+    shown = state(fresh.record, None, fresh.clock.now())
+    assert (KeyState.UNKNOWN, reason, "vault: read secret/mqtt/a: no") == (
+        shown,
+        fresh.record.last_reason,
+        fresh.record.last_detail,
+    )
+    store.refusal = None
+    fresh.look(60)
+    assert (True, None, "") == (fresh.record.adopted, fresh.record.last_reason, fresh.record.last_detail)
+
+
+def test_a_failure_that_is_known_is_not_written_over(fresh: Lookout) -> None:
+    """What a rotation failed for stays, whatever the reads say."""
+    store = unreadable(fresh, Permanent("no", reason=Reason.VAULT_DENIED))
+    fresh.introduce(adopted=None, last_reason=Reason.PROVIDER_REFUSED, last_detail="quota", failures=1)
+    fresh.look(2)
+    assert Reason.PROVIDER_REFUSED is fresh.record.last_reason
+    store.refusal = None
+    fresh.look(62)
+    assert (True, Reason.PROVIDER_REFUSED, "quota") == (
+        fresh.record.adopted,
+        fresh.record.last_reason,
+        fresh.record.last_detail,
+    )
+
+
+def test_an_unreadable_key_that_was_known_goes_on(stage: Lookout) -> None:
+    """Its drift can't be seen, and nothing else is said of it."""
+    unreadable(stage, Permanent("no", reason=Reason.VAULT_DENIED))
+    stage.look(90)
+    assert (0, None) == (len(stage.told("waiting")), stage.watcher.health()["vault"].reason)
+    assert (True, None, None) == (stage.record.adopted, stage.record.last_reason, stage.record.drift)
 
 
 @pytest.mark.parametrize("take", ["password", "username", "all"])

@@ -111,6 +111,37 @@ def test_an_answer_without_a_token(wire: VaultWire, auth: str) -> None:
     assert Reason.VAULT_AUTH is caught.value.reason
 
 
+def test_a_login_that_asks_for_a_second_factor(wire: VaultWire) -> None:
+    """Vault answers 200 with an empty token: said as what it is."""
+    answering(wire, 200, '{"auth": {"client_token": "", "mfa_requirement": {"mfa_request_id": "x"}}}')
+    with pytest.raises(Permanent, match="second factor") as caught:
+        KubernetesAuth(role="me", jwt=lambda: "j").login(wire, SystemClock())
+    assert Reason.VAULT_AUTH is caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "sent"),
+    [
+        (400, "invalid secret id", 3),
+        (401, "invalid secret id", 3),
+        (400, "missing client token", 5),
+        (403, "permission denied", 5),
+        (404, 'no handler for route \\"auth/approle/login\\"', 5),
+        (405, "unsupported operation", 5),
+    ],
+)
+def test_what_counts_as_a_refusal_of_the_secret_id(wire: VaultWire, status: int, words: str, sent: int) -> None:
+    """Only that holds further logins back: a mount that is away for a moment, or a locked role, does not."""
+    transport = answering(wire, status, f'{{"errors": ["{words}"]}}')
+    auth = AppRoleAuth(role_id=lambda: "r", secret_id=lambda: "s")
+    for _ in range(5):
+        with pytest.raises(Permanent) as caught:
+            auth.login(wire, SystemClock())
+        assert Reason.VAULT_AUTH is caught.value.reason
+    assert sent == len(transport.sent)
+    assert (sent == 3) == ("not tried again" in str(caught.value))
+
+
 @pytest.mark.parametrize("lease", ["0", "null", "true", '"60"', "-1"])
 def test_a_token_that_never_ends(wire: VaultWire, lease: str) -> None:
     """Or of whose end nothing sensible is said; and it is not renewable unless that is said."""

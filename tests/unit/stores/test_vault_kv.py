@@ -14,7 +14,7 @@ from contract.store_stage import StoreStage
 from contract.vault_replay import Exchange, Tape
 from rotator.errors import Permanent, Transient
 from rotator.reasons import Reason
-from rotator.stores.vault_kv import DEFAULT_VERSIONS, Kv, Metadata, deletion_of
+from rotator.stores.vault_kv import Kv, Metadata, deletion_of
 
 METADATA = "/v1/secret/metadata/mqtt/a"
 DATA = "/v1/secret/data/mqtt/a"
@@ -123,14 +123,14 @@ def test_when_a_version_ends() -> None:
     ("status", "answer", "versions"),
     [
         (200, {"data": {"max_versions": 3}}, 3),
-        (200, {"data": {"max_versions": 0}}, DEFAULT_VERSIONS),
-        (200, {"data": {"max_versions": "3"}}, DEFAULT_VERSIONS),
-        (403, {"errors": ["permission denied"]}, DEFAULT_VERSIONS),
-        (404, {"errors": []}, DEFAULT_VERSIONS),
+        (200, {"data": {"max_versions": 0}}, 0),
+        (200, {"data": {"max_versions": "3"}}, 0),
+        (403, {"errors": ["permission denied"]}, 0),
+        (404, {"errors": []}, 0),
     ],
 )
 def test_how_many_versions_a_mount_keeps(stage: StoreStage, status: int, answer: object, versions: int) -> None:
-    """Vault's default where it says nothing, or may not be asked; no lookup follows the refusal."""
+    """None named where it says nothing, or may not be asked; no lookup follows the refusal."""
     tape = Tape(Exchange(method="GET", path="/v1/secret/config", status=status, answer=answer))
     assert versions == kv(stage, tape).mount_versions()
 
@@ -146,8 +146,6 @@ def test_how_many_versions_a_mount_keeps(stage: StoreStage, status: int, answer:
         (200, {"type": "transit"}, "is a transit engine"),
         (200, {}, ""),
         (200, {"type": 5}, ""),
-        (403, {}, ""),
-        (404, {}, ""),
     ],
 )
 def test_what_an_engine_is(stage: StoreStage, status: int, about: dict[str, object], refused: str) -> None:
@@ -163,6 +161,43 @@ def test_what_an_engine_is(stage: StoreStage, status: int, about: dict[str, obje
         mount.check_engine("mqtt/a")
     assert Reason.VAULT_PATH_INVALID is caught.value.reason
     assert "vault kv enable-versioning secret" in str(caught.value)
+
+
+@pytest.mark.parametrize(("config", "refused"), [(200, False), (403, False), (404, True)])
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_mount_that_may_not_be_described(stage: StoreStage, status: int, config: int, refused: bool) -> None:
+    """From a parent namespace, for example: its configuration tells, which KV version 1 has none of."""
+    asked = Exchange(method="GET", path="/v1/sys/internal/ui/mounts/secret/mqtt/a", status=status, answer={})
+    tape = Tape(asked, Exchange(method="GET", path="/v1/secret/config", status=config, answer={"data": {}}))
+    mount = kv(stage, tape)
+    if not refused:
+        mount.check_engine("mqtt/a")
+        assert [] == tape.left
+        return
+    with pytest.raises(Permanent, match=r"it is not there .* or not KV version 2") as caught:
+        mount.check_engine("mqtt/a")
+    assert Reason.VAULT_PATH_INVALID is caught.value.reason
+    assert "vault kv enable-versioning secret" in str(caught.value)
+
+
+# --- a control group -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["read", "write", "metadata"])
+def test_an_answer_that_a_control_group_holds_back(stage: StoreStage, verb: str) -> None:
+    """200 with a wrapping token in its place: the policy is what a person has to change. The token is not shown."""
+    held = {"data": None, "wrap_info": {"token": "hvs.CONTROLGROUP", "creation_path": "secret/data/mqtt/a"}}
+    method, path = {"read": ("GET", DATA), "write": ("POST", DATA), "metadata": ("GET", METADATA)}[verb]
+    mount = kv(stage, Tape(Exchange(method=method, path=path, answer=held)))
+    verbs: dict[str, Callable[[], object]] = {
+        "read": lambda: mount.read("mqtt/a"),
+        "write": lambda: mount.write("mqtt/a", {"a": "b"}, cas=3),
+        "metadata": lambda: mount.metadata("mqtt/a"),
+    }
+    with pytest.raises(Permanent, match="control group") as caught:
+        verbs[verb]()
+    assert Reason.VAULT_DENIED is caught.value.reason
+    assert "CONTROLGROUP" not in str(caught.value)
 
 
 # --- reads come after our writes -----------------------------------------------------------------------------------
@@ -205,6 +240,20 @@ def test_a_server_without_an_index_is_asked_for_none(stage: StoreStage) -> None:
     mount.write("mqtt/a", {"a": "b"}, cas=3)
     mount.read("mqtt/a")
     assert [(None, None)] * 2 == tape.seen
+
+
+def test_a_server_that_forwards_for_nobody(stage: StoreStage) -> None:
+    """Vault Enterprise, as it comes, refuses to be asked to forward: asked once, then by the index alone."""
+    words = "forwarding via header X-Vault-Inconsistent=forward-active-node disabled in configuration"
+    refusal = Exchange(method="GET", path=DATA, status=400, answer={"errors": [words]})
+    tape = Headers(write("w1"), refusal, read(), read(), write("w2"), read())
+    mount = kv(stage, tape)
+    mount.write("mqtt/a", {"a": "b"}, cas=3)
+    assert [4, 4] == [mount.read("mqtt/a").version for _ in range(2)]
+    mount.write("mqtt/a", {"a": "c"}, cas=4)
+    assert 4 == mount.read("mqtt/a").version
+    alone = [("w1", None)] * 3 + [("w2", None)]
+    assert [(None, None), ("w1", "forward-active-node"), *alone] == tape.seen
 
 
 def test_a_node_that_can_not_pass_it_on(stage: StoreStage) -> None:
