@@ -18,9 +18,10 @@ from rotator.rotation import ConfirmDone, DeliverLater, Failed, IssueDone, Outco
 NOTED = frozenset({Reason.EXPIRY_IMPLAUSIBLE, Reason.OLD_SECRET_ALIVE})
 
 
-def _consumers_after(record: KeyRecord, rotation: Rotation) -> dict[str, ConsumerFacts]:
+def _consumers_after(record: KeyRecord, key: ManagedKey, rotation: Rotation) -> dict[str, ConsumerFacts]:
     """The consumers' versions as this rotation leaves them."""
     facts = dict(record.consumers)
+    provable = {link.consumer.name for link in key.consumers if link.open_watch is not None}
     back = rotation.result is Result.ROLLED_BACK and rotation.strategy is Strategy.REPLACE and rotation.reverted
     for progress in rotation.consumers:
         known = facts.get(progress.name, ConsumerFacts())
@@ -30,6 +31,11 @@ def _consumers_after(record: KeyRecord, rotation: Rotation) -> dict[str, Consume
             )
         if progress.confirmed_at is not None:
             known = replace(known, confirmed_at=progress.confirmed_at, confirmed_version=rotation.vault_version)
+        elif rotation.result is Result.FAILED and rotation.vault_version is not None:
+            # it runs on what was there before, as far as anybody knows: it is behind, and is brought to it later
+            before = rotation.base_version or 0
+            proven = (known.confirmed_version or before) if progress.name in provable else known.confirmed_version
+            known = replace(known, version=before if known.version is None else known.version, confirmed_version=proven)
         if back and not progress.touched and rotation.our_version is not None:
             known = brought_along(known, rotation.our_version, rotation.vault_version)
         facts[progress.name] = known
@@ -65,7 +71,7 @@ def key_after(
             fields=tuple(sorted(key.fields)),
             adopted=True,
         )
-    consumers = _consumers_after(record, rotation)
+    consumers = _consumers_after(record, key, rotation)
     if consumers != record.consumers:
         record = replace(record, consumers=consumers)
     closed = rotation.step in {Step.SETTLE, Step.FINISH} or rotation.result is Result.ROLLED_BACK
@@ -83,7 +89,8 @@ def key_after(
             last_reason=None,
             last_detail="",
             not_before=None,
-            quarantine=None,
+            # a person took the last rotation back: no automatic second try, as after any way back
+            quarantine=Reason.ROLLBACK_REQUESTED if rotation.restores is not None else None,
             verdict=rotation.verdict,
             probed_at=now,
         )

@@ -30,6 +30,7 @@ from rotator.templates import faults
 
 # What a template of a consumer may hold: which key, and which version of Vault's; never the secret.
 ORDER_NAMES = ("key", "version")
+ACTIONS = ("restart", "reload", "reload-or-restart", "kill")
 
 
 def _order_template(value: object) -> object:
@@ -74,6 +75,20 @@ def _signal(value: object) -> object:
     return value
 
 
+def _action(value: object) -> object:
+    if isinstance(value, str) and value not in ACTIONS:
+        raise wrong(f"must be one of {', '.join(ACTIONS)}", nearest(value, ACTIONS) or "one of these")
+    return value
+
+
+def _labels(value: object) -> object:
+    if isinstance(value, Mapping):
+        raise wrong("must be text, as kubectl takes it", 'such as "app=dash"')
+    return value
+
+
+Action = Annotated[Literal["restart", "reload", "reload-or-restart", "kill"], BeforeValidator(_action)]
+Selector = Annotated[Text, BeforeValidator(_labels)]
 OrderTemplate = Annotated[Text, BeforeValidator(_order_template)]
 KeyUrl = Annotated[Url, BeforeValidator(_key_template)]
 TopicName = Annotated[Text, BeforeValidator(_topic_name)]
@@ -233,6 +248,8 @@ class Confirm(Part):
 def _confirm(value: object) -> object:
     if isinstance(value, str):
         return {"http": value}
+    if isinstance(value, Mapping) and "url" in value:
+        raise wrong("knows no `url`", "it stands below http, as in {http: {url: …}}")
     return {"argv": value} if isinstance(value, list) else value
 
 
@@ -272,7 +289,7 @@ class SystemdConsumer(ConsumerBase):
     kind: Literal["systemd"]
     unit: Unit
     scope: Literal["system", "user"] = "system"
-    action: Literal["restart", "reload", "reload-or-restart", "kill"] = "restart"
+    action: Action = "restart"
     signal: Signal | None = None
 
     @model_validator(mode="after")
@@ -346,7 +363,7 @@ class WebhookConsumer(ConsumerBase):
     """A signed POST to whoever restarts the consumer."""
 
     kind: Literal["webhook"]
-    url: Url
+    url: KeyUrl
     secret: SecretRef
 
 
@@ -358,7 +375,7 @@ class KubernetesConsumer(ConsumerBase):
     deployment: KubernetesName | None = None
     statefulset: KubernetesName | None = None
     daemonset: KubernetesName | None = None
-    selector: Text | None = None
+    selector: Selector | None = None
     kubeconfig: Text | None = None
     context: Text | None = None
 

@@ -42,17 +42,18 @@ def _outside(key: tuple[Window, ...], theirs: tuple[Window, ...]) -> datetime | 
     if not theirs:
         return None
     if not key:
-        return _closed(theirs)
+        return _closed(theirs, _FROM, _FROM + _LONG_ENOUGH)
     for start, end in _openings(key):
-        if not any((until := open_until(window, start)) is not None and until >= end for window in theirs):
+        if _closed(theirs, start, end) is not None:
             return start
     return None
 
 
-def _closed(windows: Sequence[Window]) -> datetime | None:
-    """A moment at which none is open; None where one always is."""
-    at = _FROM
+def _closed(windows: Sequence[Window], at: datetime, until: datetime) -> datetime | None:
+    """The first moment from `at` on, and before `until`, at which none is open; None where one always is."""
     for _ in range(_MOST):
+        if at >= until:
+            return None
         ends = [end for window in windows if (end := open_until(window, at)) is not None]
         if not ends:
             return at

@@ -15,6 +15,7 @@ from rotator.config_consumers import (
     Confirm,
     ConsumerSettings,
     ExternalSecretDeliver,
+    ExternalSecretName,
     FileDeliver,
     KubernetesConsumer,
     MqttConsumer,
@@ -88,10 +89,7 @@ def make_delivery(name: str, wanted: ConsumerSettings, *, clock: Clock, clusters
     if isinstance(deliver, FileDeliver):
         return FileDelivery(name, path=deliver.file)
     if isinstance(deliver, ExternalSecretDeliver):
-        from rotator.consumers.kubernetes_external_secrets import ExternalSecret  # its library is large
-
-        where = deliver.external_secret
-        return ExternalSecret(where.namespace, where.name, clusters.of(wanted), clock)
+        return clusters.external_secret(wanted, deliver.external_secret, clock)
     return None
 
 
@@ -100,11 +98,20 @@ class Clusters:
 
     def __init__(self) -> None:
         self._made: dict[tuple[str | None, str | None], Cluster] = {}
+        self._external_secrets: dict[tuple[Cluster, str, str], Delivery] = {}
 
     def of(self, wanted: ConsumerSettings) -> Cluster:
         """The one that a consumer of kind kubernetes names; for all others, that of the usual kubeconfig."""
         where = (wanted.kubeconfig, wanted.context) if isinstance(wanted, KubernetesConsumer) else (None, None)
         return self._made.setdefault(where, Cluster(*where))
+
+    def external_secret(self, wanted: ConsumerSettings, where: ExternalSecretName, clock: Clock) -> Delivery:
+        """One object of External Secrets; the same for all consumers that it serves, so that it is asked for once."""
+        from rotator.consumers.kubernetes_external_secrets import ExternalSecret  # its library is large
+
+        cluster = self.of(wanted)
+        new = ExternalSecret(where.namespace, where.name, cluster, clock)
+        return self._external_secrets.setdefault((cluster, where.namespace, where.name), new)
 
     def close(self) -> None:
         """Give back their connections; never raises."""

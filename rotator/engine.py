@@ -81,8 +81,11 @@ log = structlog.get_logger(__name__)
 IDLE = timedelta(hours=6)
 # After a fault of our own the key is parked; it never spins.
 UNFORESEEN_PAUSE = timedelta(minutes=15)
+# How long a consumer that asks for patience is left alone: it may be down all that time.
+LONGEST_ASKED = timedelta(minutes=1)
 # Seconds that a worker keeps a key which could not be journaled.
 JOURNAL_PAUSE = 5.0
+JOURNAL_LOOKS = 20  # during it, whether the daemon ends
 _REFUSED = frozenset({Reason.SECRET_REFUSED, Reason.SUBSCRIPTION_REFUSED})
 # Of the refusals of an issue call, those that concern more than its key: the list before it passed with this login.
 _OF_THE_WHOLE_PROVIDER = frozenset({Reason.PROVIDER_RATE_LIMITED})
@@ -110,6 +113,7 @@ class Engine:
         self._observers = tuple(observers)
         self.spool = spool
         self._observe_only = observe_only
+        self._hourly: set[str] = set()  # keys that were last caught up for those alone who were never restarted
         self._dice = dice or random.Random()  # noqa: S311 - jitter and backoff are no secrets
         self._draining = threading.Event()
         self._claims: dict[str, threading.Lock] = {name: threading.Lock() for name in keys}
@@ -147,11 +151,17 @@ class Engine:
             return
         except JournalFailed as exc:
             log.error("journal_failed", key=name, reason=exc.reason.value, error=exc.message, advice=exc.advice)
-            self.world.stop.wait(JOURNAL_PAUSE)  # `wake_at` can't be moved, so the key would come back at once
+            self._rest()  # `wake_at` can't be moved, so the key would come back at once
         except Exception as exc:  # noqa: BLE001 - the one place that parks a key (style.md)
             self._park_unforeseen(name, exc)
         finally:
             claim.release()
+
+    def _rest(self) -> None:
+        """JOURNAL_PAUSE, or until the daemon ends."""
+        for _ in range(JOURNAL_LOOKS):
+            if self._draining.is_set() or self.world.stop.wait(JOURNAL_PAUSE / JOURNAL_LOOKS):
+                return
 
     @contextmanager
     def claimed(self, name: str, *, within: float = 5.0) -> Iterator[None]:
@@ -214,9 +224,14 @@ class Engine:
         """Whether `mode: observe` forbids every change."""
         return self._observe_only
 
-    def catch_up(self) -> None:
-        """Once, at the start: consumers that are not proven on the current version, with no rotation under way to see
-        to it, are restarted for it. Who confirmed that version, or was never restarted here, is left alone."""
+    def catch_up(self, *, unproven: bool = True) -> None:
+        """Consumers that are not proven on the current version, with no rotation under way to see to it, are restarted
+        for it. Who confirmed it, or was never restarted here, is left alone.
+
+        Args:
+            unproven: also those whose restart went through and proved nothing; for a start of the daemon, not for
+                every hour.
+        """
         if self._observe_only:
             return
         now, running = self.world.clock.now(), self.world.journal.open_rotations()
@@ -225,11 +240,17 @@ class Engine:
             idle = record is None or name in running or record.paused or record.quarantine is not None
             if record is None or idle or record.requested or record.drift is not None:
                 continue
-            if _behind(record, key):
+            if _behind(record, key, unproven=unproven):
+                (self._hourly.discard if unproven else self._hourly.add)(name)
                 self.world.journal.save(
                     key=name,
                     change=lambda old, key=key: replace(or_blank(old, key), requested=RESTART, wake_at=now),  # type: ignore[misc]
                 )
+
+    @property
+    def draining(self) -> bool:
+        """Whether no new rotation begins."""
+        return self._draining.is_set()
 
     def drain(self) -> None:
         """Begin no new rotation; those in flight go on."""
@@ -308,7 +329,7 @@ class Engine:
             consumers=tuple(ConsumerProgress(name=link.consumer.name) for link in key.consumers),
         )
         if start.restart_only:
-            rotation = _catching_up(rotation, record, key, now)
+            rotation = _catching_up(rotation, record, key, now, unproven=key.name not in self._hourly)
         event = told(rotation, "rotation_started", now, reason=start.trigger)
 
         def change(old: KeyRecord | None) -> KeyRecord:
@@ -516,7 +537,8 @@ class Engine:
         """The delay that the other side asked for, or else our own."""
         # A secret that waits for Vault is not kept from it by a balancer's `Retry-After` of minutes.
         if failed.delay and not (step is Step.PROMOTE and failed.reason is not Reason.VAULT_RATE_LIMITED):
-            return failed
+            # one consumer's `Retry-After` of a day does not keep it, and all others that failed, down for a day
+            return replace(failed, delay=min(failed.delay, LONGEST_ASKED)) if step is Step.RESTART else failed
         attempts = rotation.issues if step is Step.ISSUE else rotation.attempts
         delay = backoff(step, failed.reason, attempts, self.draw(), unsettled=rotation.unsettled or failed.unknown)
         return replace(failed, delay=delay)
@@ -584,8 +606,9 @@ def _by_drift(record: KeyRecord) -> bool:
     return record.requested == ISSUE_IN_WINDOW and record.drift is not None
 
 
-def _catching_up(rotation: Rotation, record: KeyRecord, key: ManagedKey, now: datetime) -> Rotation:
-    """Nothing is issued: those who missed the current version are brought to it."""
+def _catching_up(rotation: Rotation, record: KeyRecord, key: ManagedKey, now: datetime, *, unproven: bool) -> Rotation:
+    """Nothing is issued: those who missed the current version are brought to it; `unproven` as in `catch_up`."""
+    names = _behind(record, key, unproven=unproven) or _behind(record, key)
     return replace(
         rotation,
         restart_only=True,
@@ -593,13 +616,13 @@ def _catching_up(rotation: Rotation, record: KeyRecord, key: ManagedKey, now: da
         vault_version=record.vault_version,
         expected=record.fingerprint,
         promoted_at=now,
-        consumers=tuple(ConsumerProgress(name=name) for name in _behind(record, key)),
+        consumers=tuple(ConsumerProgress(name=name) for name in names),
     )
 
 
-def _behind(record: KeyRecord, key: ManagedKey) -> list[str]:
-    """Consumers that are not known to run on the current version."""
-    named = [(link.consumer.name, link.open_watch is not None) for link in key.consumers]
+def _behind(record: KeyRecord, key: ManagedKey, *, unproven: bool = True) -> list[str]:
+    """Consumers that are not known to run on the current version; `unproven`: though they were restarted for it."""
+    named = [(link.consumer.name, unproven and link.open_watch is not None) for link in key.consumers]
     return [name for name, seen in named if versions_behind(record, name, seen=seen)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from rotator.errors import Stopping
@@ -104,6 +105,19 @@ class Evidence:
             failed=_not_confirmed(missing) if missing else None,
         )
 
+    def so_far(self, key: ManagedKey, rotation: Rotation) -> list[tuple[str, datetime]]:
+        """Who was restarted, and seen since; nobody is waited for."""
+        links = {link.consumer.name: link for link in key.consumers if link.open_watch is not None}
+        seen: list[tuple[str, datetime]] = []
+        taken: set[str] = set()
+        for progress in rotation.consumers:
+            if progress.restarted_at is None or progress.name not in links:
+                continue
+            if (sighting := self._evidence(rotation, progress, links[progress.name], taken)) is not None:
+                seen.append((progress.name, sighting.at))
+                taken.add(sighting.client_id)
+        return seen
+
     def reconfirm(self, key: ManagedKey, rotation: Rotation) -> ReconfirmDone | Failed:
         """Does every consumer still run, now that the old secret is useless?
 
@@ -126,7 +140,8 @@ class Evidence:
                 return ReconfirmDone()
             if self._clock.monotonic() >= deadline:
                 blindness = {name: self._watches[_name(rotation, name)].healthy() for name in lost}
-                return _not_confirmed(blindness)
+                failed = _not_confirmed(blindness)
+                return replace(failed, reason=Reason.EVIDENCE_LOST) if all(blindness.values()) else failed
             self._watches[_name(rotation, lost[0])].wait(_GLANCE)
             if self._stop.is_set():
                 raise Stopping

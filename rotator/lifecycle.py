@@ -229,8 +229,8 @@ def backoff(step: Step, reason: Reason, attempts: int, draw: float, *, unsettled
         base, cap = 30.0, 1800.0
     elif reason is Reason.VAULT_CONFLICT:
         base, cap = 5.0, 300.0
-    elif reason is Reason.VAULT_DENIED and step is Step.PROMOTE:
-        base, cap = 1.0, 10.0  # a person mends the policy, and a whole fleet may wait for that
+    elif reason in {Reason.VAULT_DENIED, Reason.VAULT_AUTH} and step is Step.PROMOTE:
+        base, cap = 1.0, 4.0  # a person mends the policy or the login, and a whole fleet may wait for that
     ceiling = min(cap, base * 2 ** min(attempts, 16))
     return timedelta(seconds=max(base / 2, ceiling * draw))
 
@@ -328,6 +328,13 @@ def _dying_from(rotation: Rotation) -> datetime | None:
     return ends - (ends - (rotation.issued_before or rotation.started_at)) * LAST_CHANCE_SHARE
 
 
+def _may_wait_for_sight(rotation: Rotation, now: datetime) -> bool:
+    """Whether proof that can't be read is waited for: it says nothing of the new secret, and nobody need go back."""
+    if rotation.strategy is Strategy.IN_PLACE or rotation.restart_only:
+        return False  # a missed restart that is made up for must not keep its key from being renewed
+    return rotation.rolling_back is None and not _dying(rotation, now)
+
+
 def _only_forward(rotation: Rotation) -> bool:
     """Whether the consumers are down until they have the new secret: there is no old one to go back to."""
     gone = rotation.strategy is Strategy.IN_PLACE or rotation.no_way_back
@@ -363,7 +370,8 @@ def _failed(rotation: Rotation, failed: Failed, now: datetime, limits: Limits) -
         case Step.PROBE | Step.DELIVER | Step.RESTART | Step.CONFIRM | Step.SETTLE:
             return _hopeless(rotation, failed, now) if exhausted else _again(rotation, failed, now)
         case Step.RECONFIRM:
-            if rotation.attempts + 1 >= RECONFIRM_TRIES:
+            blind = failed.reason is Reason.EVIDENCE_LOST and _may_wait_for_sight(rotation, now)
+            if rotation.attempts + 1 >= RECONFIRM_TRIES and not blind:
                 return _hopeless(rotation, failed, now)
             return _again(rotation, failed, now)
         case Step.REACTIVATE | Step.WAY_BACK:
@@ -407,7 +415,9 @@ def _hopeless(rotation: Rotation, failed: Failed, now: datetime) -> Rotation:
     back = None if rotation.no_way_back else roll_back(rotation, failed.reason, failed.detail, now)
     if back is not None:
         return back
-    ended = _end(rotation, Result.FAILED, now, failed.reason, failed.detail)
+    # who was seen on the new secret is proven, whatever became of the others
+    proven = tuple(replace(c, confirmed_at=c.confirmed_at or c.seen_at) for c in rotation.consumers)
+    ended = _end(replace(rotation, consumers=proven), Result.FAILED, now, failed.reason, failed.detail)
     if rotation.rolling_back is not None:
         return replace(ended, quarantine=Reason.ROLLBACK_FAILED)  # neither key is retired
     # a secret that nobody has proven, or that never reached Vault: nothing more is issued by itself
@@ -579,7 +589,14 @@ def _restarted(rotation: Rotation, outcome: RestartDone, now: datetime, limits: 
     if outcome.failed is None:
         # attempts are kept: restart and confirm are one loop, and it must end
         return replace(restarted, step=Step.CONFIRM, not_before=None, step_since=now, reason=None, detail="")
-    return _failed(restarted, outcome.failed, now, limits)
+    failed = _failed(restarted, outcome.failed, now, limits)
+    if failed.result is not Result.FAILED:
+        return failed
+    # who was seen on the new secret is proven, whatever became of the others
+    seen = dict(outcome.seen)
+    return replace(
+        failed, consumers=tuple(replace(c, confirmed_at=c.confirmed_at or seen.get(c.name)) for c in failed.consumers)
+    )
 
 
 def _confirmed(rotation: Rotation, outcome: ConfirmDone, now: datetime, limits: Limits) -> Rotation:
@@ -591,6 +608,8 @@ def _confirmed(rotation: Rotation, outcome: ConfirmDone, now: datetime, limits: 
     confirmed = replace(rotation, consumers=consumers, died_at=outcome.died_at or rotation.died_at)
     if outcome.failed is None:
         return replace(confirmed, step=Step.SETTLE, not_before=None, step_since=now, reason=None, detail="")
+    if not outcome.unseen and _may_wait_for_sight(rotation, now):
+        return replace(_again(confirmed, outcome.failed, now), attempts=rotation.attempts)
     failed = _failed(confirmed, outcome.failed, now, limits)
     return replace(failed, step=Step.RESTART) if failed.step is Step.CONFIRM and failed.finished_at is None else failed
 
@@ -599,7 +618,8 @@ def _settled(rotation: Rotation, outcome: SettleDone, now: datetime, limits: Lim
     consumers = tuple(
         replace(c, confirmed_at=c.seen_at)
         if c.name in outcome.confirmed
-        else (_anew(c) if c.name in outcome.crashed else c)
+        # who was proven in an earlier batch waits for its own window again
+        else (replace(_anew(c), in_turn=c.in_turn and c.confirmed_at is None) if c.name in outcome.crashed else c)
         for c in rotation.consumers
     )
     settled = replace(rotation, consumers=consumers)

@@ -78,7 +78,7 @@ class Metrics:
         self.lag = Gauge("rotator_scheduler_lag_seconds", "How late the last due key was taken up.", registry=registry)
         self.reloaded = Gauge(
             "rotator_config_last_reload_successful",
-            "1 while the configuration that runs is the one that was last read.",
+            "Always 1: the configuration is read at the start alone.",
             registry=registry,
         )
         Gauge("rotator_build_info", "The version that runs.", ["version"], registry=registry).labels(__version__).set(1)
@@ -146,6 +146,9 @@ class StateCollector(Collector):
         return []  # nothing is read from the journal while the collector is registered
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        written = _gauge("rotator_journal_last_write_successful", "0 after a write to the journal that failed.", [])
+        written.add_metric([], 1 if self._journal.unwritable is None else 0)
+        yield written
         try:
             records = [record for record in self._journal.all_keys() if record.name in self._keys]
             open_rotations = self._journal.open_rotations()
@@ -184,7 +187,8 @@ class StateCollector(Collector):
                 states.add_metric([record.name, possible.value], 1 if possible is shown else 0)
             for link in self._keys[record.name].consumers:
                 info.add_metric([record.name, link.consumer.name], 1)
-                lag.add_metric([record.name, link.consumer.name], versions_behind(record, link.consumer.name))
+                behind = versions_behind(record, link.consumer.name, seen=link.open_watch is not None)
+                lag.add_metric([record.name, link.consumer.name], behind)
         for (provider, possible_state), number in count.items():
             totals.add_metric([provider, possible_state], number)
         yield from (*moments.values(), failures, states, gaps, drift, info, lag, totals)

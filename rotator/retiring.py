@@ -68,7 +68,10 @@ class Retiring:
         seen = self._steps.evidence.reconfirm(key, rotation)
         if not isinstance(seen, ReconfirmDone) or seen.blind:
             return seen
-        failed = stayed_up(key, rotation)[2]
+        _up, changed, failed = stayed_up(key, rotation)
+        if failed is not None and failed.reason is Reason.CONSUMER_CRASHED:
+            # the proof was hours ago: a deploy or a reboot since says nothing of the secret, so it is proven anew
+            return ReconfirmDone(blind=changed)
         return failed if failed is not None else seen
 
     def _delete(self, key: ManagedKey, rotation: Rotation) -> Outcome:

@@ -260,10 +260,14 @@ class DeliverLater:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartDone:
-    """Tickets of the consumers that were restarted, and the failure of the others, if any."""
+    """Tickets of the consumers that were restarted, and the failure of the others, if any.
+
+    `seen`: who was restarted by an earlier try and seen on the new secret since; it counts where the rotation ends so.
+    """
 
     tickets: Sequence[Ticket]
     failed: Failed | None = None
+    seen: Sequence[tuple[str, datetime]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -156,15 +156,17 @@ class Steps:
                 stored = world.store.preflight(key.path, lasting=key.longest, versions=key.versions_needed)
             with checks.passed("Vault's current version is known"):
                 ours = world.fingerprints.of(key.ours(stored.data))
+            # an expired secret serves nobody, so one consumer that can't be restarted keeps the others from no new one
+            dead = upstream.expires_at is not None and upstream.expires_at <= world.clock.now()
             for link in key.consumers:
-                with checks.passed(f"{link.consumer.name} can be restarted"):
+                with checks.passed(f"{link.consumer.name} can be restarted", needed=not dead):
                     link.consumer.preflight()
                 if link.delivery is not None:
-                    with checks.passed(f"{link.consumer.name}'s own way to the secret is there"):
+                    with checks.passed(f"{link.consumer.name}'s own way to the secret is there", needed=not dead):
                         link.delivery.preflight()
             for link in key.consumers:
-                if link.early and rotation.strategy is not Strategy.REPLACE:
-                    with checks.passed(f"{link.consumer.name} can be seen at its broker"):
+                if link.open_watch is not None and link.early and rotation.strategy is not Strategy.REPLACE:
+                    with checks.passed(f"{link.consumer.name} can be seen at its broker", needed=not dead):
                         self.evidence.watch(key, rotation, link, lambda: None)
         except Stopping:
             raise
@@ -215,11 +217,11 @@ class Steps:
         """Write the new fields by `cas`, unless somebody else changed ours since preflight (rule 3)."""
         secret = self.secrets.new(rotation)
         for link in key.consumers:
-            if self._follows(key, link) and not link.versioned:
-                self.evidence.watch(key, rotation, link, lambda: secret)  # it may connect before anybody else's turn
-            elif link.early and link.identified and not link.periodic:
+            # it may connect before anybody else's turn, or come up by itself
+            seen_early = link.early and link.identified and not link.periodic
+            if (self._follows(key, link) and not link.versioned) or seen_early:
                 with suppress(RotatorError):  # tried again at its restart; a secret that waits does not wait for this
-                    self.evidence.watch(key, rotation, link, lambda: None)  # it may come up by itself
+                    self.evidence.watch(key, rotation, link, lambda: secret)
         fields = key.rendered(rotation.target, secret, expires_at=rotation.new_expires_at)
         version, prints = write(self._world, key, rotation, fields, secret)
         return PromoteDone(version=version, expected=prints)
@@ -232,7 +234,7 @@ class Steps:
         links = [link for link in key.consumers if link.consumer.name in concerned and link.delivery is not None]
         if not links:
             return DeliverDone()
-        secret, order = self.secrets.current(key, rotation), _order(rotation)
+        secret, order = self.secrets.current(key, rotation), _order(rotation, attempts=rotation.attempts)
         since = rotation.promoted_at or rotation.started_at
         late = []
         for link in links:
@@ -260,28 +262,33 @@ class Steps:
     def _restart(self, key: ManagedKey, rotation: Rotation) -> Outcome:
         """Restart those whose turn it is, at once."""
         links, turn = {link.consumer.name: link for link in key.consumers}, turn_of(rotation, key.limits.plans)
-        todo, order = [links[name] for name in turn if name in links], _order(rotation)
+        todo, order = [links[name] for name in turn if name in links], _order(rotation, attempts=0)
         if not todo:
             return RestartDone(tickets=())
-        for link in todo:
-            self.evidence.watch(key, rotation, link, lambda: self.secrets.current(key, rotation), order)
+        restart = partial(self._restart_one, key, rotation, order)
         if len(todo) == 1:
-            results = [self._restart_one(todo[0], order)]
+            results = [restart(todo[0])]
         else:
             with ThreadPoolExecutor(max_workers=len(todo), thread_name_prefix=f"restart-{key.name}") as pool:
-                results = list(pool.map(partial(self._restart_one, order=order), todo))
+                results = list(pool.map(restart, todo))
         if rotation.promoted_at is not None:
             results = [
                 _from(rotation.promoted_at, r) if self._follows(key, o) else r
                 for o, r in zip(todo, results, strict=True)
             ]
         tickets = [result for result in results if isinstance(result, Ticket)]
-        errors = [result for result in results if not isinstance(result, Ticket)]
-        return RestartDone(tickets=tickets, failed=failure(errors[0]) if errors else None)
+        errors = {o.consumer.name: r for o, r in zip(todo, results, strict=True) if not isinstance(r, Ticket)}
+        if not errors:
+            return RestartDone(tickets=tickets)
+        return RestartDone(tickets=tickets, failed=_all_of(errors), seen=self.evidence.so_far(key, rotation))
 
-    def _restart_one(self, link: ConsumerLink, order: Order) -> Ticket | RotatorError:
-        began = self._world.clock.now()
+    def _restart_one(
+        self, key: ManagedKey, rotation: Rotation, order: Order, link: ConsumerLink
+    ) -> Ticket | RotatorError:
+        """Open its watch, and restart it; who can't be heard holds up nobody else."""
         try:
+            self.evidence.watch(key, rotation, link, lambda: self.secrets.current(key, rotation), order)
+            began = self._world.clock.now()
             ticket = link.consumer.restart(order)
             # A fast consumer has connected before its restart is reported, so a connect counts from the beginning; a
             # heartbeat may still be the old process's until the end.
@@ -329,6 +336,8 @@ log = structlog.get_logger(__name__)
 
 # The shortest time between two looks at a platform that shows no sign of a call.
 LOOK_LEAST = timedelta(seconds=10)
+# Consumers that failed at the same time and are told of in their own words.
+_TOLD = 3
 
 
 class _Checks:
@@ -338,12 +347,14 @@ class _Checks:
         self.found: tuple[Check, ...] = ()
 
     @contextmanager
-    def passed(self, name: str) -> Iterator[None]:
+    def passed(self, name: str, *, needed: bool = True) -> Iterator[None]:
         try:
             yield
         except RotatorError as exc:
             self.found = (*self.found, Check(name=name, ok=False, detail=exc.message))
-            raise
+            if needed or isinstance(exc, Stopping):
+                raise
+            return
         self.found = (*self.found, Check(name=name, ok=True))
 
 
@@ -378,15 +389,29 @@ def stayed_up(
     return confirmed, crashed, failed
 
 
+def _all_of(errors: Mapping[str, RotatorError]) -> Failed:
+    """Several consumers' errors as one failure: the reason of one that no further try mends, all of their words.
+
+    Of more than three the names are enough. The delay is the longest that anybody asked for.
+    """
+    names = sorted(errors, key=lambda name: not isinstance(errors[name], Permanent))
+    words = [errors[name].message for name in names[:_TOLD]]
+    if names[_TOLD:]:
+        words.append(f"and {', '.join(names[_TOLD:])}")
+    delay = max(failure(error).delay for error in errors.values())
+    return replace(failure(errors[names[0]]), detail="; ".join(words), delay=delay)
+
+
 def _from(moment: datetime, result: Ticket | RotatorError) -> Ticket | RotatorError:
     """Who takes up a secret by itself may have done so since `moment`."""
     return replace(result, restarted_at=moment) if isinstance(result, Ticket) else result
 
 
-def _order(rotation: Rotation) -> Order:
-    """What consumers are told: the same when a crash has the same restart made twice."""
+def _order(rotation: Rotation, *, attempts: int) -> Order:
+    """What consumers are told: the same when a crash or a timeout has the same restart made twice. One that went
+    through and proved nothing has begun another step since, so that its repetition is another restart."""
     begun = rotation.step_since or rotation.started_at
-    id = f"{rotation.id}-{rotation.vault_version}-{begun.timestamp():.3f}-{rotation.attempts}"
+    id = f"{rotation.id}-{rotation.vault_version}-{begun.timestamp():.3f}-{attempts}"
     return Order(key=rotation.key, version=rotation.vault_version or 0, id=id)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rotator.keys import KeyRecord, needs_a_person, resting, state, versions_behind
 from rotator.lifecycle import grace_ends
-from rotator.managed import ManagedKey
+from rotator.managed import ConsumerLink, ManagedKey
 from rotator.model import KeyState
 from rotator.reasons import ADVICE, Reason
 from rotator.rotation import Rotation
@@ -22,8 +22,8 @@ def key_view(
     """One key as plain values; moments are ISO 8601 in UTC or None."""
     shown = state(record, rotation, now)
     reason = _reason(record, rotation, shown)
-    kinds = {link.consumer.name: link.consumer.kind for link in key.consumers} if key is not None else {}
-    names = list(kinds) or list(record.consumers)
+    links = {link.consumer.name: link for link in key.consumers} if key is not None else {}
+    names = list(links) or list(record.consumers)
     detail = _detail(record, rotation, reason)
     person = needs_a_person(record, shown)
     return {
@@ -54,7 +54,7 @@ def key_view(
         "broker_verdict": record.verdict.value if record.verdict else None,
         "gap_started_at": iso(record.gap_started_at),
         "vault": {"path": key.path if key is not None else None, "version": record.vault_version},
-        "consumers": [_consumer(record, name, kinds.get(name)) for name in names],
+        "consumers": [_consumer(record, name, links.get(name)) for name in names],
         "preflight": _preflight(record),
         "rotation": _in_flight(rotation, key),
         "last_event": event_view(last_event) if last_event is not None else None,
@@ -137,16 +137,16 @@ def _detail(record: KeyRecord, rotation: Rotation | None, reason: Reason | None)
     return record.last_detail if reason is record.last_reason else ""
 
 
-def _consumer(record: KeyRecord, name: str, kind: str | None) -> dict[str, Any]:
+def _consumer(record: KeyRecord, name: str, link: ConsumerLink | None) -> dict[str, Any]:
     facts = record.consumers.get(name)
     return {
         "name": name,
-        "kind": kind,
+        "kind": link.consumer.kind if link is not None else None,
         "version": facts.version if facts else None,
         "restarted_at": iso(facts.restarted_at) if facts else None,
         "confirmed_at": iso(facts.confirmed_at) if facts else None,
         "confirmed_version": facts.confirmed_version if facts else None,
-        "lag": versions_behind(record, name),
+        "lag": versions_behind(record, name, seen=link is None or link.open_watch is not None),
     }
 
 

@@ -19,6 +19,7 @@ from typing import IO, Final
 import structlog
 
 from rotator.consumers.asking import Ask
+from rotator.consumers.shown import starred
 from rotator.errors import Permanent, Stopping, Transient
 from rotator.model import Order, Ticket
 from rotator.ports import Clock
@@ -27,6 +28,7 @@ from rotator.reasons import Reason
 INHERITED: Final = ("PATH", "HOME", "LANG", "TZ")  # nothing else: the daemon's own variables may hold secrets (rule 6)
 KEPT: Final = 64 * 1024  # bytes of output, the last ones
 SHOWN: Final = 200  # characters of its last line in an error's message
+LOGGED: Final = 50  # lines of it in the log
 GRACE: Final = 1.0  # seconds between TERM and KILL for a command that takes too long
 POLL: Final = 0.05  # seconds between two looks at a command that has closed its output, or left it to a child
 
@@ -104,7 +106,7 @@ class Program:
             raise Transient(text, reason=Reason.CONSUMER_RESTART_FAILED) from exc
         finally:
             process.stdout.close()
-        log.debug("command_ended", consumer=self._name, status=process.returncode, output=tail)
+        log.debug("command_ended", consumer=self._name, status=process.returncode, output=_last_lines(tail))
         if not in_time and self._stop.is_set():
             raise Stopping
         if not in_time:
@@ -278,7 +280,11 @@ def _status(code: int) -> str:
 
 
 def _last_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    if not lines:
-        return ""
-    return ": " + "".join(char if char.isprintable() else "?" for char in lines[-1][-SHOWN:])
+    """What a program said at last, for a message; with stars for what may be a secret."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    return f": {starred(lines[-1])[-SHOWN:]}" if lines else ""
+
+
+def _last_lines(output: str) -> str:
+    """What it said, for the log; likewise."""
+    return "\n".join(starred(line) for line in output.splitlines()[-LOGGED:])

@@ -16,6 +16,7 @@ from rotator.model import Order, Secret
 from rotator.reasons import Reason
 
 LONGEST: Final = 1 << 20  # bytes
+_GO: Final = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
 class FileDelivery:
@@ -81,6 +82,8 @@ def _forms(secret: str) -> Iterator[bytes]:
     yield json.dumps(secret)[1:-1].encode()
     yield json.dumps(secret, ensure_ascii=False)[1:-1].encode("utf-8", "surrogateescape")
     yield json.dumps(secret)[1:-1].replace("/", "\\/").encode()
+    # Go's, as `toJSON` of Vault Agent's templates writes it
+    yield json.dumps(secret, ensure_ascii=False)[1:-1].translate(_GO).encode("utf-8", "surrogateescape")
     yield quote(raw, safe="").encode()
     yield quote(raw).encode()
     yield quote_plus(raw).encode()

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from rotator.consumers.kubernetes_access import Access, Rights
 from rotator.consumers.kubernetes_cluster import Cluster
-from rotator.consumers.kubernetes_rollout import shown
+from rotator.consumers.shown import shown
 from rotator.errors import Permanent, Transient
 from rotator.model import Order, Secret
 from rotator.ports import Clock

@@ -6,10 +6,11 @@ is of the new template and available, and those of the old one are gone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from rotator.consumers.shown import shown
 
 if TYPE_CHECKING:
     from lightkube.models.core_v1 import ContainerStatus
@@ -18,16 +19,9 @@ if TYPE_CHECKING:
 
     from rotator.consumers.kubernetes_client import Workload
 
-_SHOWN: Final = 120  # characters of a pod's own words
 _PODS_SHOWN: Final = 3
 _CRASHED: Final = ("CrashLoopBackOff", "RunContainerError", "Error", "OOMKilled", "ContainerCannotRun", "StartError")
 _USUAL: Final = ("", "ContainerCreating", "PodInitializing", "Completed")
-# A container's own words may hold anything: what looks secret gives way to stars (rule 6).
-_SECRET: Final = re.compile(
-    r"(?i)(\b[\w-]*(?:pass(?:word|wd)?|secret(?:_id)?|token|key|authorization|credentials?)[\"']?\s*[=:]\s*)\S+"
-)
-_LONG: Final = re.compile(r"[^\s/]{20,}")  # so does every word that is long enough to be one, but for a path's
-_LOGIN: Final = re.compile(r"//[^/\s@]+@")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,13 +122,6 @@ def troubles(pods: Sequence[Pod]) -> str:
     told = [f"{pod.metadata.name if pod.metadata else 'a pod'}: {words}" for pod in pods if (words := _trouble(pod))]
     more = f"; and {len(told) - _PODS_SHOWN} more" if len(told) > _PODS_SHOWN else ""
     return "; ".join(told[:_PODS_SHOWN]) + more
-
-
-def shown(text: str) -> str:
-    """Somebody else's words: on one line, cut short, with stars for what may be a secret."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    line = _LONG.sub("***", _LOGIN.sub("//***@", _SECRET.sub(r"\1***", line)))
-    return line if len(line) <= _SHOWN else line[:_SHOWN] + "…"
 
 
 def _deployment(workload: Deployment) -> Progress:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -111,6 +111,8 @@ class SystemdConsumer:
     def restart(self, order: Order) -> Ticket:
         """Restart (or reload, or signal) the unit, wait for the job's result, and see that the unit is active then.
 
+        A Type=oneshot may have ended by then, with success.
+
         After a restart its main process must be a new one, after a reload or a signal the old one.
         `Ticket.restarted_at` is when the new main process was started, by systemd's record; where there is none, when
         the call was made. The marks are `invocation_id`, and a service's `main_pid` and `n_restarts`.
@@ -128,9 +130,13 @@ class SystemdConsumer:
                     raise self._failed("it has no main process to send a signal to")
                 _ask(connection, new_method_call(MANAGER, "KillUnit", "ssi", (self._unit, "main", self._signal.value)))
             else:
+                if self._action != "reload":
+                    # our own tries must not use up the unit's StartLimitBurst: systemd would stop it and not start it
+                    with suppress(DBusErrorResponse):  # a polkit rule may allow the restart alone
+                        _ask(connection, new_method_call(MANAGER, "ResetFailedUnit", "s", (self._unit,)))
                 self._run_job(connection)
             state = unit.state()
-            if state["ActiveState"] not in ("active", "reloading", "refreshing"):
+            if not _well(state):
                 raise self._crashed(
                     f"it is {state['ActiveState']} ({state['SubState']}) right after the {self._action}"
                 )
@@ -146,10 +152,12 @@ class SystemdConsumer:
         """
         with self._connected() as connection:
             state = _Unit(connection, self._unit).state()
-        if state["ActiveState"] not in ("active", "reloading", "refreshing"):
+        if not _well(state):
             raise self._crashed(
                 f"it is {state['ActiveState']} ({state['SubState']}, {state.get('Result', 'no result')})"
             )
+        if state.get("Type") == "oneshot" and state["ActiveState"] != "active":
+            return  # it has ended as it should, and a timer may have begun it anew
         now = _marks(state)
         if now.get("n_restarts") != ticket.marks.get("n_restarts"):
             raise self._crashed(f"systemd has restarted it since (NRestarts is {now.get('n_restarts')})")
@@ -300,6 +308,15 @@ def _ask(connection: DBusConnection, message: Any) -> tuple[Any, ...]:
 def _told(exc: Exception) -> str:
     """A library's error on one line, with its name, since few of their texts say enough without."""
     return " ".join(f"{type(exc).__name__}: {exc}".split())[:_SHOWN]
+
+
+def _well(state: Mapping[str, Any]) -> bool:
+    """Whether a unit is as it should be after a restart: active, or a Type=oneshot whose run went well."""
+    if state["ActiveState"] in ("active", "reloading", "refreshing"):
+        return True
+    # systemd may have forgotten by now when it ran: of one that is over it keeps failures alone
+    once = state.get("Type") == "oneshot" and state.get("Result") == "success"
+    return once and state["ActiveState"] in ("inactive", "activating")
 
 
 def _marks(state: Mapping[str, Any]) -> dict[str, str | int]:

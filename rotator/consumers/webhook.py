@@ -19,6 +19,7 @@ from rotator.errors import Permanent, RotatorError, Stopping, Transient
 from rotator.model import Order, Ticket
 from rotator.ports import Clock
 from rotator.reasons import Reason
+from rotator.templates import render
 from rotator.timestamps import retry_after
 
 PAUSE: Final = (0.5, 8.0)  # seconds between two tries: the first, and the one at which doubling ends
@@ -40,7 +41,7 @@ class WebhookConsumer:
 
     Args:
         name: the name in the configuration.
-        url: where to.
+        url: where to; a template that may hold `{key}`.
         secret: reads what the requests are signed with.
         client: one that follows no redirects.
         timeout: for all tries together.
@@ -78,7 +79,8 @@ class WebhookConsumer:
         """
         self._secret()
         deadline = self._clock.monotonic() + min(LOOK, self._timeout).total_seconds()
-        exchange(self._client, "OPTIONS", self._url, what=self._name, deadline=deadline, headers={})
+        where = render(self._url, {"key": "-"})  # whichever key: who answers there is the same
+        exchange(self._client, "OPTIONS", where, what=self._name, deadline=deadline, headers={})
 
     def restart(self, order: Order) -> Ticket:
         """Send the order until it is taken, or the time is over.
@@ -115,8 +117,9 @@ class WebhookConsumer:
             "Rotator-Signature": signature(self._secret(), timestamp, body),
         }
         try:
+            where = render(self._url, {"key": order.key})
             answer = exchange(
-                self._client, "POST", self._url, what=self._name, deadline=deadline, headers=headers, content=body
+                self._client, "POST", where, what=self._name, deadline=deadline, headers=headers, content=body
             )
         except Transient as exc:
             return exc

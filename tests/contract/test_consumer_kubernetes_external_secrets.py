@@ -15,7 +15,9 @@ import yaml
 from contract.consumer_kube_double import ADMIN, Fault, KubeDouble, kubeconfig
 from contract.consumer_kube_stage import KubeStage
 from rotator.clock import SystemClock
+from rotator.config_consumers import KubernetesConsumer
 from rotator.consumers.kubernetes_external_secrets import ExternalSecret
+from rotator.consuming import Clusters, make_delivery
 from rotator.errors import Permanent, RotatorError, Transient
 from rotator.model import Order, Secret
 from rotator.reasons import Reason
@@ -72,6 +74,25 @@ def test_it_is_fetched_after_it_was_asked_for(stage: KubeStage, served: list[str
     assert seen[0] is False
     assert seen == sorted(seen)
     assert seen[-1] is True
+
+
+def test_consumers_of_one_external_secret_ask_for_it_once(stage: KubeStage, tmp_path: Path) -> None:
+    """Each look of the one must not undo what the other asked for: External Secrets would fetch for ever."""
+    made(stage)
+    deliver = {"external_secret": {"namespace": stage.namespace, "name": "mqtt"}}
+    where = {"kind": "kubernetes", "namespace": stage.namespace, "kubeconfig": str(tmp_path / "kubeconfig")}
+    with closing(Clusters()) as clusters:
+        deliveries = []
+        for name in ("dash", "ingest"):
+            wanted = KubernetesConsumer.model_validate({**where, "deployment": name, "deliver": deliver})
+            deliveries.append(make_delivery(name, wanted, clock=SystemClock(), clusters=clusters))
+        values = []
+        for _ in range(2):
+            for delivery in deliveries:
+                assert delivery is not None
+                delivery.ask(ORDER)
+                values.append(annotation(stage))
+    assert 1 == len(set(values))
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["by version", "by time"])

@@ -174,6 +174,15 @@ def test_tried_again(stage: WebhookStage, first: Reply) -> None:
     assert len(set(stamps)) == len({request.headers["rotator-signature"] for request in requests})
 
 
+def test_the_keys_name_in_the_url(stage: WebhookStage) -> None:
+    """It is filled in, as in the URL of a proof; the look before it needs none."""
+    subject = stage.consumer(path="/restart/{key}")
+    subject.preflight()
+    subject.restart(ORDER)
+    assert ["/restart/building-a"] == [request.path for request in stage.site.of("POST")]
+    assert all("{" not in request.path for request in stage.site.of("OPTIONS"))
+
+
 def test_retry_after_is_kept(stage: WebhookStage) -> None:
     """A delay that fits into the timeout is waited for; one that does not goes on to who asks again later."""
     stage.replies = [Reply(status=429, headers={"Retry-After": "1"})]

@@ -122,6 +122,29 @@ def stopped() -> Outcome:
     return every(consumer(unit("stopped.service", SLEEP)))
 
 
+def start_limit() -> Outcome:
+    """More tries than the unit's StartLimitBurst allows."""
+    name = unit("limited.service", SLEEP, "StartLimitIntervalSec=60\nStartLimitBurst=2")
+    systemctl("start", name)
+    subject = consumer(name)
+    return {str(number): outcome(lambda: subject.restart(ORDER)) for number in range(4)}
+
+
+def oneshot() -> Outcome:
+    """One that does its work and ends; afterwards as a timer would, once more."""
+    name = unit("oneshot.service", "Type=oneshot\nExecStart=/bin/touch /run/oneshot")
+    subject = consumer(name)
+    found = every(subject)
+    ticket = subject.restart(ORDER)
+    found["check"] = outcome(lambda: subject.check(ticket))
+    systemctl("start", name)
+    return found | {"later": outcome(lambda: subject.check(ticket)), "ran": Path("/run/oneshot").exists()}
+
+
+def oneshot_fails() -> Outcome:
+    return every(consumer(unit("oneshot1.service", "Type=oneshot\nExecStart=/bin/false")))
+
+
 def restarted_by_others() -> Outcome:
     name = unit("others.service", SLEEP)
     subject = consumer(name)
@@ -336,6 +359,9 @@ def polkit() -> Outcome:
         }
         asked = ["/usr/bin/systemctl", "--no-ask-password", "stop", "ingest.service"]
         stopped = subprocess.run(asked, capture_output=True, text=True, check=False)
+        for name in ("ingest.service", "other.service"):
+            resets = ["/usr/bin/systemctl", "--no-ask-password", "reset-failed", name]
+            found[f"reset-failed {name}"] = subprocess.run(resets, capture_output=True, check=False).returncode
     return found | {
         "stop": stopped.returncode,
         "words": stopped.stderr,

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from integration.broker_fixture import until
 from rotator.clock import SystemClock
@@ -106,7 +107,8 @@ def test_no_input_and_a_session_of_its_own() -> None:
         ("echo first; echo no such container >&2; exit 3", "edge: exit 3: no such container"),
         ("exit 1", "edge: exit 1"),
         ("kill -9 $$", "edge: killed by SIGKILL"),
-        ("printf 'bad \\033[31m'; exit 2", "edge: exit 2: bad ?[31m"),
+        ("printf 'bad \\033[31m'; exit 2", "edge: exit 2: bad [31m"),
+        ("echo '+ mosquitto_sub -u dev -P hunter2'; exit 1", "edge: exit 1: + mosquitto_sub -u dev -P ***"),
     ],
 )
 def test_failed(script: str, said: str) -> None:
@@ -114,6 +116,13 @@ def test_failed(script: str, said: str) -> None:
     with pytest.raises(Transient) as failed:
         shell(script).restart(ORDER)
     assert (said, Reason.CONSUMER_RESTART_FAILED) == (failed.value.message, failed.value.reason)
+
+
+def test_what_it_prints_is_logged_with_stars() -> None:
+    """A script that shows its commands (`set -x`) shows no secret."""
+    with capture_logs() as logs:
+        shell("echo start; echo login --token hunter2; echo end").restart(ORDER)
+    assert ["start\nlogin --token ***\nend"] == [entry["output"] for entry in logs if "output" in entry]
 
 
 def test_much_output() -> None:

@@ -43,7 +43,7 @@ CASES = [
     ),
     *("signalled", "dies_of_the_signal", "comes_back_from_the_signal", "signal_without_a_process", "reload_kills"),
     *("job_timeout", "reloads", "cannot_reload", "reload_or_restart", "target", "user", "forbidden"),
-    *("hangs_in_reload", "polkit"),
+    *("hangs_in_reload", "start_limit", "oneshot", "oneshot_fails", "polkit"),
 ]
 
 
@@ -94,6 +94,23 @@ def test_restarted(cases: dict[str, Any]) -> None:
 def test_stopped_unit_is_started(cases: dict[str, Any]) -> None:
     """A unit that was not running runs after it."""
     assert raised(cases["stopped"]["restart"]) == WELL
+
+
+def test_our_own_tries_use_up_no_start_limit(cases: dict[str, Any]) -> None:
+    """A unit that may be started twice a minute is restarted four times: systemd would leave it stopped."""
+    assert [raised(outcome) for outcome in cases["start_limit"].values()] == [WELL] * 4
+
+
+def test_oneshot(cases: dict[str, Any]) -> None:
+    """A unit that does its work and ends is restarted, and no crash later, when its timer has begun it anew."""
+    case = cases["oneshot"]
+    assert [raised(case[verb]) for verb in ("preflight", "restart", "check", "later")] == [WELL] * 4
+    assert case["ran"]
+
+
+def test_oneshot_that_did_not_do_its_work(cases: dict[str, Any]) -> None:
+    """Its job says so."""
+    assert raised(cases["oneshot_fails"]["restart"]) == FAILED
 
 
 def test_restarted_by_somebody_else(cases: dict[str, Any]) -> None:
@@ -231,6 +248,13 @@ def test_polkit(cases: dict[str, Any], verb: str) -> None:
     case = cases["polkit"]
     assert raised(case[f"{verb} ingest.service"]) == WELL
     assert raised(case[f"{verb} other.service"]) == FORBIDDEN
+
+
+def test_polkit_allows_tries_to_be_forgotten(cases: dict[str, Any]) -> None:
+    """With deploy's rule a restart of its own units uses up none of their StartLimitBurst."""
+    case = cases["polkit"]
+    assert case["reset-failed ingest.service"] == 0
+    assert case["reset-failed other.service"] != 0
 
 
 def test_polkit_allows_no_stop(cases: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from rotator.errors import Permanent, RotatorError, Transient
 from rotator.model import Order, Secret
 from rotator.reasons import Reason
 
-NEW, OLD = 'n/e+w "s3cr\\et" & ü=', 'o/l+d "s3cr\\et" & ü='
+NEW, OLD = 'n/e+w "s3cr\\et" <&> ü=', 'o/l+d "s3cr\\et" <&> ü='
 ORDER = Order(key="building-a", version=7)
 SINCE = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -28,6 +28,13 @@ FORMS: dict[str, Callable[[str], bytes]] = {
     "environment": lambda text: f"USER=a\nPASSWORD={text}\n".encode(),
     "json": lambda text: json.dumps({"username": "a", "password": text}).encode(),
     "json, unescaped": lambda text: json.dumps({"password": text}, ensure_ascii=False, indent=2).encode(),
+    "json of Go": lambda text: (
+        json.dumps({"password": text}, ensure_ascii=False)
+        .replace("&", "\\u0026")
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .encode()
+    ),
     "json, escaped slashes": lambda text: json.dumps({"password": text}).replace("/", "\\/").encode(),
     "url": lambda text: f"mqtts://a:{urllib.parse.quote(text, safe='')}@broker".encode(),
     "url with slashes": lambda text: f"x?p={urllib.parse.quote(text)}".encode(),

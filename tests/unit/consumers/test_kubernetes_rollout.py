@@ -19,7 +19,6 @@ from rotator.consumers.kubernetes_rollout import (
     owned,
     progress,
     restarts,
-    shown,
     troubles,
 )
 
@@ -201,24 +200,6 @@ def test_an_init_container_counts_as_well() -> None:
 def test_many_pods_are_cut_short() -> None:
     """Three stand for all."""
     assert troubles([container()] * 5).endswith("; and 2 more")
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ("exec: /nope: no such file", "exec: /nope: no such file"),
-        ("login failed: password=hunter2", "login failed: password=***"),
-        ("MQTT_PASSWORD: hunter2 is wrong", "MQTT_PASSWORD: *** is wrong"),
-        ('{"token": "hunter2"}', '{"token": ***'),
-        ("mqtt://me:hunter2@broker", "mqtt://***@broker"),
-        ("refused 0123456789abcdefghij", "refused ***"),
-        ("a\nb\x1b[1m\tc", "a b [1m c"),
-        ("x y " * 100, ("x y " * 30) + "…"),
-    ],
-)
-def test_what_others_say_is_shown_with_care(said: str, expected: str) -> None:
-    """On one line, not long, and with stars for what may be a secret (rule 6)."""
-    assert expected == shown(said)
 
 
 def test_a_selector_is_written_as_kubectl_takes_it() -> None:
