@@ -16,7 +16,20 @@ import typer
 from rich.table import Table
 
 from rotator import __version__
-from rotator.cli_output import err, escaped, out, print_json, say_error, say_rotation, short, show_key, show_keys
+from rotator.cli_output import (
+    err,
+    escaped,
+    out,
+    print_json,
+    say_error,
+    say_os_error,
+    say_rotation,
+    short,
+    show_failing,
+    show_key,
+    show_keys,
+    show_status,
+)
 from rotator.cli_platform import discover, provision, retire
 from rotator.cli_seal import backup, seal
 from rotator.client import Client, NoDaemon, find_daemon
@@ -61,7 +74,7 @@ def main() -> None:
         say_error(exc)
         raise SystemExit(FAILED) from None
     except OSError as exc:
-        err.print(escaped(f"{exc.strerror or exc}: {exc.filename or ''}".rstrip(": ")), highlight=False)
+        say_os_error(exc)
         raise SystemExit(FAILED) from None
 
 
@@ -136,13 +149,15 @@ def status(
 ) -> None:
     """How the keys are; exit 3 when one of them needs a person."""
     with _reader(config, url, token_file) as reader:
-        if key is not None:
-            view = reader.key(key)
-            show_key(view, as_json)
-            raise typer.Exit(_person([view]))
-        views = reader.keys()
-    show_keys(views, as_json)
-    raise typer.Exit(_person(views))
+        views = [reader.key(key)] if key is not None else reader.keys()
+        checks = reader.checks()
+    if key is None:
+        show_status(views, checks, as_json)
+    else:
+        show_key(views[0], as_json)
+        show_failing({} if as_json else checks)
+    broken = not checks.get("journal", {"ok": True})["ok"]  # all that the daemon does waits for a person then
+    raise typer.Exit(PERSON if broken else _person(views))
 
 
 @cli.command()
@@ -442,7 +457,11 @@ def _follow(
 
     err.print("no daemon answers: taking the journal's lock and doing it here", highlight=False)
     with _application(config, log_level) as app:
-        return roll_back_here(app, key, timeout) if action == "rollback" else rotate_here(app, key, body, timeout)
+        ended = roll_back_here(app, key, timeout) if action == "rollback" else rotate_here(app, key, body, timeout)
+    if not ended.get("result"):
+        words = f"no daemon runs: nothing goes on with {key} until one does (`rotator run`, or `rotator once`)"
+        err.print(words, highlight=False, soft_wrap=True)
+    return ended
 
 
 def _named(config: Path, key: str | None, *, everything: bool) -> list[str]:

@@ -15,7 +15,7 @@ import typer
 
 from rotator.cli_output import out
 from rotator.clock import SystemClock
-from rotator.errors import JournalFailed, Permanent
+from rotator.errors import Permanent
 from rotator.reasons import Reason
 from rotator.settings import FileSeal, Settings, load
 
@@ -127,13 +127,14 @@ def _locked_journal(settings: Settings) -> Iterator[SqliteJournal]:
 
     Raises: JournalLocked where a daemon runs; JournalFailed, also where there is no journal.
     """
+    from rotator.journal.database import no_journal
     from rotator.journal.spool import Spool
     from rotator.journal.sqlite import SqliteJournal, locked
     from rotator.taking_up import take_back
 
     path = settings.state.path
     if not path.exists():
-        raise JournalFailed(f"there is no journal at {path}", reason=Reason.JOURNAL_UNREADABLE)
+        raise no_journal(path)
     with ExitStack() as stack:
         stack.enter_context(locked(path))
         journal = SqliteJournal(settings.state.url)

@@ -62,13 +62,21 @@ class Client:
         found: list[dict[str, Any]] = self._get("/api/rotations", {"key": key} if key else {})["rotations"]
         return found
 
+    def checks(self) -> dict[str, Any]:
+        """What /readyz says of each peer and of the journal: `ok`, or `reason`, `detail` and `advice`."""
+        found: dict[str, Any] = self._answer("GET", "/readyz", unready=True)["checks"]
+        return found
+
     def post(self, key: str, action: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Have the daemon do something to a key."""
         return self._answer("POST", f"/api/keys/{key}/{action}", json=dict(body))
 
     def ask_and_wait(self, key: str, action: str, body: Mapping[str, Any], *, timeout: float) -> dict[str, Any]:
         """Ask for a rotation (`rotate`, `rollback`) and wait until it has ended, is held back, only waits for the old
-        key's end, or `timeout` seconds are over."""
+        key's end, or `timeout` seconds are over.
+
+        Raises: Transient STOPPING, JOURNAL_UNWRITABLE where it goes on later, by itself.
+        """
         asked = self.post(key, action, body)
         previous = asked["previous"]["id"] if asked["previous"] else None
         was_open = asked["previous"] is not None and asked["previous"]["finished_at"] is None
@@ -78,6 +86,7 @@ class Client:
             try:
                 view = self.key(key)  # first: once the request is taken up, what `rotations` says is no longer old
                 latest = next(iter(self.rotations(key)), {})
+                journal = self.checks().get("journal", {"ok": True})
             except NoDaemon as exc:
                 words = "the daemon stopped; the request is in its journal and goes on with its next start"
                 raise Transient(words, reason=Reason.STOPPING) from exc
@@ -89,6 +98,9 @@ class Client:
             taken_up = mine and not view["requested"]
             if taken_up and latest["step"] == "preflight" and latest["reason"] and latest["finished_at"] is None:
                 return latest  # nothing was begun; the daemon goes on trying, and waiting here would not help it
+            if not journal["ok"]:
+                words = f"{key} is asked for, and does not go on: {journal['detail']}"
+                raise Transient(words, reason=Reason.JOURNAL_UNWRITABLE)
             if view.get("held") and view["requested"] and view["held"]["reason"] != "not_due":
                 return {"held": view["held"]}
             time.sleep(_POLL_SECONDS)
@@ -97,7 +109,8 @@ class Client:
     def _get(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Any]:
         return self._answer("GET", path, params=dict(params or {}))
 
-    def _answer(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+    def _answer(self, method: str, path: str, *, unready: bool = False, **request: Any) -> dict[str, Any]:
+        """The JSON of an answer; `unready`: also where that is /readyz's 503."""
         try:
             response = self._http.request(method, path, **request)
         except httpx.TransportError as exc:
@@ -106,7 +119,7 @@ class Client:
             body: dict[str, Any] = response.json()
         except ValueError as exc:
             raise Permanent(f"the daemon answered {response.status_code} without JSON") from exc
-        if response.is_success:
+        if response.is_success or (unready and "checks" in body):
             return body
         known = {reason.value for reason in Reason}
         reason = Reason(body["error"]) if body.get("error") in known else Reason.UNFORESEEN

@@ -14,7 +14,7 @@ from rotator.config_file import Tree, Where, walk
 from rotator.config_models import LISTING, PROVIDER_FILES, PROVIDER_SECRETS
 from rotator.config_types import nearest
 from rotator.config_vault import SERVICE_ACCOUNT_TOKEN
-from rotator.secret_refs import FileRef, SecretRef, check
+from rotator.secret_refs import CredentialRef, FileRef, SecretRef, check
 
 # The kinds of provider whose own login is one of the keys that they list.
 OWN_LOGINS: Final = frozenset({"mosquitto", "rabbitmq"})
@@ -127,6 +127,8 @@ def check_secrets(tree: Tree, environ: Mapping[str, str]) -> None:
             continue  # a wrapping token may be taken away once it has served: what it wrapped is kept
         if (fault := check(ref, environ=environ, allow_insecure_files=insecure)) is not None:
             hint = None if "chmod" in fault else "put the secret there, or correct the reference"
+            if isinstance(ref, CredentialRef) and not environ.get("CREDENTIALS_DIRECTORY"):
+                hint = "outside the service, run the command as deploy/README.md does: `as_rotator check`"
             tree.fault(tree.place(where), f"{dotted(where)}: {fault}", hint)
 
 

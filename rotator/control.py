@@ -77,8 +77,14 @@ class Control:
         return shown
 
     def rotations(self, key: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
-        """The last rotations, the newest first."""
-        return [rotation_view(r) for r in self.engine.world.journal.recent_rotations(key=key, limit=limit)]
+        """The last rotations, the newest first.
+
+        Raises: NoSuchKey for a key that there never was; one that was taken out of the configuration has its history.
+        """
+        found = self.engine.world.journal.recent_rotations(key=key, limit=limit)
+        if key is not None and not found:
+            self._known(key)
+        return [rotation_view(rotation) for rotation in found]
 
     def rotate(self, name: str, *, now: bool, compromised: bool = False) -> dict[str, Any]:
         """Ask for a rotation: in the key's windows, or now; compromised: now, and the old key gets no grace period.
@@ -116,17 +122,18 @@ class Control:
     def confirm(self, name: str, consumer: str) -> dict[str, Any]:
         """A person has seen this consumer on the current secret.
 
-        Raises: NoSuchKey; Permanent CONSUMER_MISSING where the key has no such consumer.
+        Raises: NoSuchKey; Permanent BAD_REQUEST where the key has no such consumer.
         """
         key, _record = self._known(name)
-        if consumer not in {link.consumer.name for link in key.consumers}:
-            raise Permanent(f"{name} has no consumer {consumer!r}", reason=Reason.CONSUMER_MISSING)
+        everybody = {link.consumer.name for link in key.consumers}
+        if consumer not in everybody:
+            theirs = f"its consumers are {', '.join(sorted(everybody))}" if everybody else "it has none at all"
+            raise Permanent(f"{name} has no consumer {consumer!r}: {theirs}", reason=Reason.BAD_REQUEST)
         rotation = self.engine.world.journal.open_rotation(name)
         if rotation is not None and rotation.promoted_at is None:
             words = f"Vault does not hold the new secret of {name} yet, so nobody can run on it"
             raise Permanent(words, reason=Reason.CONSUMER_NOT_CONFIRMED)
         now = self.engine.world.clock.now()
-        everybody = {link.consumer.name for link in key.consumers}
         if rotation is not None:
             self._change(name, "vouched", lambda known: replace(known, vouched=(*known.vouched, consumer)))
         else:
@@ -207,17 +214,15 @@ class Control:
         return world.store.put(key.path, fields, judge=only_over(key.path, ours, fields)), fields
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
-        """Whether work is possible, and of each peer why not."""
-        checks: dict[str, dict[str, Any]] = {
-            name: {"ok": health.reason is None, "reason": health.reason.value, "detail": health.detail}
-            if health.reason is not None
-            else {"ok": True}
-            for name, health in self.watcher.health().items()
-        }
+        """Whether work is possible, and of each peer, and of the journal, why not."""
+        checks = {name: _check(health.reason, health.detail) for name, health in self.watcher.health().items()}
         for name, check in checks.items():
             hold = self.engine.holds.until(name)
             if hold is not None:
                 check.update(ok=False, reason=hold[1].value, advice=ADVICE[hold[1]], next_try_at=iso(hold[0]))
+        failed = self.engine.world.journal.unwritable
+        full = failed.message if failed is not None else self.engine.spool.refused
+        checks["journal"] = _check(Reason.JOURNAL_UNWRITABLE if full else None, full)
         return all(check["ok"] for check in checks.values()), checks
 
     def _explained(self, view: dict[str, Any]) -> dict[str, Any]:
@@ -248,6 +253,13 @@ class Control:
         )
         self.engine.emit(told)
         self.poke()
+
+
+def _check(reason: Reason | None, detail: str) -> dict[str, Any]:
+    """One line of /readyz; no reason means that all is well."""
+    if reason is None:
+        return {"ok": True}
+    return {"ok": False, "reason": reason.value, "detail": detail, "advice": ADVICE[reason]}
 
 
 def _why_no_way_back(rotation: Rotation) -> str:

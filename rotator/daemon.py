@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 from apscheduler.executors.pool import ThreadPoolExecutor as JobThreads
@@ -106,22 +107,26 @@ class Daemon:
         return ticked is not None and self._clock.monotonic() - ticked < 4 * LONGEST_SLEEP.total_seconds()
 
     def run_until_signalled(self) -> None:
-        """Block until SIGTERM or SIGINT, then stop in order. A second signal ends the waiting for rotations."""
+        """Block until SIGTERM or SIGINT, then stop in order. A second one ends the waiting for rotations.
+
+        SIGHUP, by which others reload and which a closed terminal sends, is logged and changes nothing.
+        """
 
         # A handler runs between any two bytecodes of the main thread, also while that one holds an Event's lock;
         # SimpleQueue.put is the one thing that is safe there.
         signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # SIGHUP too has a handler: SIG_IGN would be inherited by the programs of `command` consumers.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda caught, _frame: signals.put(caught))
         keys = len(self._engine.keys)
         notify("READY=1", f"STATUS={keys} key{'' if keys == 1 else 's'}")
         interval = min(watchdog_interval() or SECOND, SECOND)
         offset = self._offset()
-        while not _arrived(signals, interval):
+        while not _told_to_stop(signals, interval):
             if self.alive():
                 notify("WATCHDOG=1")
             offset = self._mind_the_clock(offset)
-        self.stop(impatient=lambda: _arrived(signals, ZERO))
+        self.stop(impatient=lambda: _told_to_stop(signals, ZERO))
 
     def _offset(self) -> float:
         """The wall clock against the clock that never steps, in seconds."""
@@ -149,10 +154,10 @@ class Daemon:
             impatient: asked again and again; True ends the grace at once.
         """
         notify("STOPPING=1", "STATUS=finishing rotations in flight")
-        log.info("stopping", in_flight=sorted(self._busy), grace_seconds=self._grace.total_seconds())
         self._engine.drain()
+        log.info("stopping", in_flight=self._awaited(), grace_seconds=self._grace.total_seconds())
         deadline = self._clock.monotonic() + self._grace.total_seconds()
-        while self._unfinished() and self._clock.monotonic() < deadline and not impatient():
+        while self._awaited() and self._clock.monotonic() < deadline and not impatient():
             with self._idle:
                 self._idle.wait(0.2)
         # Under the lock: APScheduler holds its job store while it waits for its threads, and a job that wants to
@@ -172,6 +177,9 @@ class Daemon:
             Job(name="vault", run=watcher.keep_vault_login, every=SECOND),
             Job(name="drift", run=watcher.look_at_vault, every=SECOND),
             Job(name="probe", run=watcher.probe_secrets, every=5 * SECOND),
+            Job(name="journal", run=self._try_the_journal, every=5 * SECOND),
+            # what kept a consumer from being restarted (an API server, a control broker) may be back by now
+            Job(name="catch_up", run=partial(self._engine.catch_up, unproven=False), every=timedelta(hours=1)),
             Job(name="housekeeping", run=self._keep_house, every=timedelta(hours=1)),
         )
 
@@ -187,6 +195,15 @@ class Daemon:
 
         return run
 
+    def _try_the_journal(self) -> None:
+        """After a write that failed, see whether the next one would: nobody else may write for an hour."""
+        journal, spool = self._engine.world.journal, self._engine.spool
+        with contextlib.suppress(JournalFailed, OSError):  # it was logged when it failed, and is shown until it is well
+            if journal.unwritable is not None:
+                journal.try_writing()
+            if spool.refused:
+                spool.try_reserving()
+
     def _keep_house(self) -> None:
         self._engine.world.journal.prune(self._clock.now() - HISTORY)
 
@@ -199,7 +216,7 @@ class Daemon:
             with self._lock:
                 room = 2 * self._workers + len(self._busy)
             for name, at in self._engine.world.journal.upcoming(room):
-                if at <= now:
+                if at <= now and not self._in_vain():
                     self._submit(name, now - at)
         except JournalFailed as exc:
             log.error("job_failed", job=_WAKE, reason=exc.reason.value, error=exc.message, advice=exc.advice)
@@ -247,27 +264,43 @@ class Daemon:
             # replace_existing: the date job is gone once it has fired
             self._scheduler.add_job(self._wake, "date", run_date=moment, id=_WAKE, replace_existing=True)
 
-    def _unfinished(self) -> bool:
-        """Whether a rotation in flight can still move on within the grace."""
+    def _in_vain(self) -> bool:
+        """Whether the daemon stops and its journal takes nothing: a key would come back as it is, again and again."""
+        return self._engine.draining and self._engine.world.journal.unwritable is not None
+
+    def _awaited(self) -> list[str]:
+        """The keys that are worked on, and those whose rotation in flight can still move on within the grace."""
         with self._lock:
-            if self._busy:
-                return True
+            busy = set(self._busy)
+        try:
+            waiting = set() if self._in_vain() else self._moving_on()
+        except JournalFailed:
+            waiting = set()  # it can't even be read
+        return sorted(busy | waiting)
+
+    def _moving_on(self) -> set[str]:
+        """The keys whose rotation in flight wants attention within the grace."""
         now = self._clock.now()
         records = {record.name: record for record in self._engine.world.journal.all_keys()}
-        return any(
-            rotation.issues > 0
+        return {
+            name
+            for name, rotation in self._engine.world.journal.open_rotations().items()
+            if rotation.issues > 0
             and (record := records.get(name)) is not None
             and record.wake_at is not None
             and record.wake_at <= now + self._grace
             and name in self._engine.keys
-            for name, rotation in self._engine.world.journal.open_rotations().items()
-        )
+        }
 
 
-def _arrived(signals: queue.SimpleQueue[int], within: timedelta | None) -> bool:
-    """Whether a signal arrives within this time; None: wait for one."""
+def _told_to_stop(signals: queue.SimpleQueue[int], within: timedelta) -> bool:
+    """Whether a signal to stop arrives within this time."""
     try:
-        signals.get(timeout=within.total_seconds() if within is not None else None)
+        caught = signals.get(timeout=within.total_seconds())
     except queue.Empty:
         return False
-    return True
+    if caught != signal.SIGHUP:
+        return True
+    # logged here and not in the handler, which may have interrupted a line that is being written
+    log.warning("hangup_ignored", advice="the configuration is read at the start alone: restart the daemon")
+    return False

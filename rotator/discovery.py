@@ -161,7 +161,7 @@ def _entry_yaml(found: Found) -> str:
     )
     text = f"  # {_one_line(comment(upstream))}\n" + whole.removeprefix("keys:\n")
     if upstream.expires_at is None:
-        text += "    # rotate: {max_age: 90d}  # the list names no expiry: say after how long it is rotated\n"
+        text += "    rotate: {max_age: 90d}  # the list names no expiry: say after how long it is rotated\n"
     return text
 
 

@@ -42,7 +42,7 @@ def run_once(app: App) -> bool:
 def rotate_here(app: App, name: str, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
     """Rotate one key in this process; what the daemon's client returns as well.
 
-    Raises: NoSuchKey.
+    Raises: NoSuchKey; JournalFailed.
     """
     key = app.engine.keys.get(name)
     if key is None:
@@ -51,6 +51,7 @@ def rotate_here(app: App, name: str, body: Mapping[str, Any], timeout: float) ->
     world = app.engine.world
     app.control.rotate(name, now=body.get("now") is True, compromised=body.get("compromised") is True)
     _follow(app, name, world.clock.monotonic() + timeout)
+    _refuse_unwritten(app)
     record = world.journal.key(name)
     if record is not None and record.requested:
         decision = decide(record, key.policy, world.clock.now(), observe=False, adopt_rotates=key.adopt_rotates)
@@ -62,11 +63,12 @@ def rotate_here(app: App, name: str, body: Mapping[str, Any], timeout: float) ->
 def roll_back_here(app: App, name: str, timeout: float) -> dict[str, Any]:
     """Take a rotation back in this process.
 
-    Raises: NoSuchKey, Permanent.
+    Raises: NoSuchKey, Permanent, JournalFailed.
     """
     _look(app)
     app.control.rollback(name)
     _follow(app, name, app.engine.world.clock.monotonic() + timeout)
+    _refuse_unwritten(app)
     return _latest(app, name)
 
 
@@ -100,6 +102,13 @@ def _look(app: App) -> None:
     app.watcher.look_at_vault()
 
 
+def _refuse_unwritten(app: App) -> None:
+    """Raise JournalFailed where what was asked for could not be written down."""
+    failed = app.journal.unwritable
+    if failed is not None:
+        raise failed
+
+
 def _follow(app: App, name: str, deadline: float) -> None:
     """Work on one key until its rotation has ended, or waits for longer than the deadline."""
     world = app.engine.world
@@ -109,6 +118,8 @@ def _follow(app: App, name: str, deadline: float) -> None:
         record = world.journal.key(name)
         if rotation is None or record is None or world.clock.monotonic() >= deadline:
             return
+        if world.journal.unwritable is not None and rotation.issues == 0:
+            return  # nothing was begun that an answer would be lost of
         left = timedelta(seconds=deadline - world.clock.monotonic())
         if record.wake_at is not None and record.wake_at - world.clock.now() > left:
             return

@@ -15,7 +15,7 @@ from rotator.errors import Permanent, RotatorError
 from rotator.managed import ConsumerLink, ManagedKey
 from rotator.model import VERDICT_REASONS, Secret, UpstreamKey, Verdict
 from rotator.ports import Provider
-from rotator.reasons import Reason
+from rotator.reasons import ADVICE, Reason
 from rotator.sealing import prove, transit
 from rotator.settings import Settings, TransitSeal
 from rotator.steps import find
@@ -69,7 +69,7 @@ def _watch(key: ManagedKey, link: ConsumerLink) -> None:
     watch = link.open_watch(key.provider.identity(key.id), None, None)
     try:
         if why := watch.healthy():
-            raise Permanent(why, reason=Reason.CONSUMER_NOT_CONFIRMED)
+            raise Permanent(why, reason=Reason.EVIDENCE_UNREADABLE)
     finally:
         watch.close()
 
@@ -118,11 +118,21 @@ def _listed(key: ManagedKey, listed: Sequence[UpstreamKey], parts: Parts) -> dic
     upstream = find(listed, current) or find(listed, key.id)
     what = f"key {key.name}: at {key.provider.name}"
     if upstream is None:
-        return {"what": what, "ok": False, "detail": f"the id {key.id} is not listed", "reason": "key_unknown"}
+        detail = f"the id {key.id} is not listed; `rotator discover {key.provider.name}` prints those that are"
+        return {"what": what, "ok": False, "detail": detail, "reason": "key_unknown"}
     if upstream.problem is not None:
         return {"what": what, "ok": False, "detail": upstream.problem.value, "reason": upstream.problem.value}
-    expiry = upstream.expires_at.isoformat() if upstream.expires_at else "no expiry"
-    return {"what": what, "ok": True, "detail": f"listed, expires {expiry}", "reason": None}
+    if upstream.expires_at is not None:
+        return {
+            "what": what,
+            "ok": True,
+            "detail": f"listed, expires {upstream.expires_at.isoformat()}",
+            "reason": None,
+        }
+    if key.policy.max_age is None:
+        detail = f"listed, without an expiry. {ADVICE[Reason.NO_EXPIRY]}"
+        return {"what": what, "ok": False, "detail": detail, "reason": "no_expiry"}
+    return {"what": what, "ok": True, "detail": "listed, without an expiry: rotated by `max_age`", "reason": None}
 
 
 def _selected(name: str, selection: Selection, listed: Sequence[UpstreamKey]) -> dict[str, Any]:
@@ -137,17 +147,18 @@ def _broker(key: ManagedKey, parts: Parts) -> dict[str, Any]:
     what = f"key {key.name}: broker"
     if not key.provable:
         return {"what": what, "ok": True, "detail": "no `verify`: new secrets will not be probed", "reason": None}
+    data, none = None, "Vault holds no secret to try"
     try:
         data = parts.store.read(key.path).data
-    except RotatorError:
-        data = None
+    except RotatorError:  # the line about Vault's path says why
+        none = "no secret was tried, since Vault could not be read"
     held = key.secret_of(data)
     # a key that is replaced is another one by now than the configuration's; Vault says which
     identity = key.identity_in(data, key.provider.identity(key.id))
     result = key.proof(MqttProber(), identity, held or Secret(""))
     if held is None:
         reached = result.verdict is not Verdict.UNREACHABLE
-        words = "reachable; Vault holds no secret to try" if reached else result.detail
+        words = f"reachable; {none}" if reached else result.detail
         return {"what": what, "ok": reached, "detail": words, "reason": None if reached else "broker_unreachable"}
     reason = VERDICT_REASONS[result.verdict]
     detail = result.detail or result.verdict.value

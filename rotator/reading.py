@@ -44,8 +44,18 @@ class JournalReader:
         return self._with_path(shown, record)
 
     def rotations(self, key: str | None = None) -> list[dict[str, Any]]:
-        """The last rotations."""
-        return [rotation_view(rotation) for rotation in self._journal.recent_rotations(key=key)]
+        """The last rotations.
+
+        Raises: NoSuchKey for a key that there never was.
+        """
+        found = self._journal.recent_rotations(key=key)
+        if key is not None and not found:
+            self.key(key)
+        return [rotation_view(rotation) for rotation in found]
+
+    def checks(self) -> dict[str, Any]:
+        """What /readyz says of each peer: nothing, since nobody looks while no daemon runs."""
+        return {}
 
     def close(self) -> None:
         """Close the file."""

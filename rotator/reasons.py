@@ -79,6 +79,7 @@ class Reason(StrEnum):
     CONSUMER_CRASHED = "consumer_crashed"
     CONSUMER_NOT_CONFIRMED = "consumer_not_confirmed"
     EVIDENCE_LOST = "evidence_lost"
+    EVIDENCE_UNREADABLE = "evidence_unreadable"
     DELIVERY_LATE = "delivery_late"
     RESTART_MISSED = "restart_missed"
     OLD_SECRET_ALIVE = "old_secret_alive"
@@ -87,6 +88,7 @@ class Reason(StrEnum):
     ROLLBACK_IMPOSSIBLE = "rollback_impossible"
     # the daemon itself
     JOURNAL_LOCKED = "journal_locked"
+    JOURNAL_MISSING = "journal_missing"
     JOURNAL_UNWRITABLE = "journal_unwritable"
     JOURNAL_UNREADABLE = "journal_unreadable"
     SEAL_KEY_MISSING = "seal_key_missing"
@@ -139,7 +141,7 @@ ADVICE: dict[Reason, str] = {
     Reason.KEY_UNKNOWN: "The provider does not list this id: correct `keys.KEY.id`, or remove the key from the configuration.",
     Reason.KEY_REVOKED: "The key was revoked at the provider: create a new one there and change `keys.KEY.id`.",
     Reason.KEY_INACTIVE: "The key is inactive or disabled at the provider, and stays so: activate it there, or remove it from the configuration.",
-    Reason.ROLE_MISSING: "Assign the MqttIntegrator role to the key at the provider (seed 000, step 4).",
+    Reason.ROLE_MISSING: "Assign the MqttIntegrator role to the key at the provider.",
     Reason.NO_EXPIRY: "The provider names no expiry: set `rotate.max_age` for this key.",
     Reason.EXPIRY_IMPLAUSIBLE: "The expiry lies in the past or can't be derived: check the provider, this host's clock and `lifetime`.",
     Reason.ISSUED_ELSEWHERE: "Somebody else refreshed this key: find them and stop them, then `rotator rotate KEY --now`.",
@@ -168,9 +170,10 @@ ADVICE: dict[Reason, str] = {
     Reason.CONSUMER_FORBIDDEN: "Allow the daemon to restart it: deploy/systemd/ has the polkit rule; for Kubernetes bind the Role that the message holds; a broker or a webhook refused the login.",
     Reason.CONSUMER_RESTART_FAILED: "Look at the consumer's own log (`journalctl -u UNIT`, `kubectl describe`).",
     Reason.CONSUMER_TIMEOUT: "The restart did not end in time: look at the consumer's log, or raise `timeout`.",
-    Reason.CONSUMER_CRASHED: "The consumer started and died again: look at its own log. Once it runs on the current version, `rotator resume KEY` closes the case.",
-    Reason.CONSUMER_NOT_CONFIRMED: "The consumer was restarted but nothing proves that it runs on the new secret: look at its log and at `confirm`. Once it runs on the current version, `rotator resume KEY` closes the case.",
-    Reason.EVIDENCE_LOST: "Nothing: the daemon was away while the consumer restarted, so it restarts it again to see it connect.",
+    Reason.CONSUMER_CRASHED: "The consumer started and died again: look at its own log. Once it runs on the current version, `rotator confirm KEY CONSUMER` closes the case.",
+    Reason.CONSUMER_NOT_CONFIRMED: "The consumer was restarted but nothing proves that it runs on the new secret: look at its log and at `confirm`. Once it runs on the current version, `rotator confirm KEY CONSUMER` closes the case.",
+    Reason.EVIDENCE_LOST: "Nothing: what proves the consumer could not be read; it is looked at again, or restarted once more to be seen.",
+    Reason.EVIDENCE_UNREADABLE: "No restart could be proven: check the host, the login and the topic of the consumer's `confirm`, and what the broker lets that login read.",
     Reason.DELIVERY_LATE: "The new secret is in Vault, but not where the consumer reads it: look at its External Secret, or at the agent that writes its file. Nobody is restarted onto the old one.",
     Reason.RESTART_MISSED: "Nothing: a consumer was not yet proven on the current version, and is restarted for it.",
     Reason.OLD_SECRET_ALIVE: "The rotation went through, and the broker still lets the old secret in: revoke it at the platform by hand, and end its sessions.",
@@ -178,8 +181,9 @@ ADVICE: dict[Reason, str] = {
     Reason.ROLLBACK_FAILED: "There is no way back, and neither key was retired: look at both keys at the provider and at the consumers, then `rotator resume KEY`.",
     Reason.ROLLBACK_IMPOSSIBLE: "Nothing can be taken back: the old secret is gone. `rotator rotate KEY --now` makes a new one.",
     Reason.JOURNAL_LOCKED: "Another rotator holds this journal: ask it (`rotator status`), or stop it first.",
+    Reason.JOURNAL_MISSING: "Start the daemon, which makes it, or run this in the daemon's working directory: a relative path in `state.url` begins there.",
     Reason.JOURNAL_UNWRITABLE: "Check the disk and the permissions of the state directory at once: a secret may be waiting in memory.",
-    Reason.JOURNAL_UNREADABLE: "Bring the journal back from a backup, or move it aside (`status` then adopts from Vault).",
+    Reason.JOURNAL_UNREADABLE: "With the daemon stopped, bring the journal back from a backup, or move it aside together with its `-wal` and `-shm` files: the next start of the daemon then takes the keys up from Vault; pauses, quarantines, rotations in flight and secrets that wait sealed are forgotten.",
     Reason.SEAL_KEY_MISSING: "Bring the seal key back that the message names; `rotator seal forget KEY` accepts that what waits under it is lost.",
     Reason.SEAL_BROKEN: "The sealed record can't be opened with this seal key: bring the key that sealed it.",
     Reason.SECRET_FORGOTTEN: "Nothing: somebody accepted the loss of a sealed secret (`rotator seal forget KEY`); the key is rotated again.",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -125,6 +125,8 @@ FLEET_SETTINGS: Final = (
 )
 # The kinds of provider whose keys never get another identity, so that there is no old key to wait for.
 ALWAYS_IN_PLACE: Final = frozenset({"haltian", "mosquitto", "rabbitmq"})
+# The kinds whose keys never expire: nothing but `max_age` makes them due.
+NEVER_EXPIRING: Final = frozenset({"losant", "mosquitto", "rabbitmq", "wayscloud"})
 Entry = TypeVar("Entry", bound=KeyCommon)
 
 
@@ -292,6 +294,7 @@ def load(path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Set
         check_wrapping(tree)
         if settings is not None:
             _check_windows(tree, settings)
+            _check_due(tree, settings)
     if tree.faults or settings is None:
         # Raised outside the `except`: pydantic's exception must not be chained, since it keeps the input.
         raise ConfigError(tree.sorted_faults())
@@ -316,6 +319,7 @@ def notices(settings: Settings) -> list[str]:
     for name, consumer in settings.consumers.items():
         if isinstance(consumer, MqttConsumer) and consumer.ack is not None and name in shared:
             found.append(f"consumers.{name} serves several keys: an ack counts only where it names its key as `key`")
+    found += _versions_of_others(settings)
     for name, key in settings.keys.items():
         if not _always_in_place(settings, key):
             continue
@@ -331,6 +335,22 @@ def notices(settings: Settings) -> list[str]:
             if getattr(settings.consumers[consumer], option)
         ]
     return found
+
+
+def _versions_of_others(settings: Settings) -> Iterator[str]:
+    """Proofs by a version in Vault that other keys move as well."""
+    paths = Counter(key.vault.path for key in settings.keys.values())
+    for name, key in settings.keys.items():
+        for consumer in key.consumers if paths[key.vault.path] > 1 else ():
+            wanted = settings.consumers[consumer]
+            confirm = wanted.confirm
+            versioned = confirm is not None and (confirm.http is not None or confirm.argv is not None)
+            acked = isinstance(wanted, MqttConsumer) and wanted.ack is not None
+            if wanted.accept == "confirmed" and (versioned or acked):
+                yield (
+                    f"consumers.{consumer} is proven by the version in Vault, which other keys at {key.vault.path} move"
+                    f" as well as keys.{name}: prove it at the broker"
+                )
 
 
 def _always_in_place(settings: Settings, key: KeySettings) -> bool:
@@ -351,6 +371,17 @@ def _check_windows(tree: Tree, settings: Settings) -> None:
                 text = f"keys.{name} takes {consumer} down when it is rotated, and may be outside {theirs}"
                 hint = f"such as at {at:%A %H:%M} UTC: give the key windows that lie inside"
                 tree.fault(tree.place(where), text, hint)
+
+
+def _check_due(tree: Tree, settings: Settings) -> None:
+    """A key that never expires and has no `max_age` would never be due."""
+    entries: list[tuple[str, str, KeyCommon]] = [(name, key.provider, key) for name, key in settings.keys.items()]
+    entries += [(name, each.provider, each.discover.template) for name, each in settings.selections.items()]
+    for name, named, key in entries:
+        provider = settings.providers.get(named)
+        if provider is not None and provider.kind in NEVER_EXPIRING and key.rotate.max_age is None:
+            text = f"keys.{name} has no `rotate.max_age`, and keys of kind {provider.kind} never expire"
+            tree.fault(tree.place(("keys", name)), text, "such as rotate: {max_age: 60d}, here or in `defaults`")
 
 
 def _beside(key: Path, journal: Path) -> bool:

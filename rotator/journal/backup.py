@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from rotator.errors import JournalFailed
+from rotator.journal.database import no_journal, reason_of
 from rotator.journal.seal import sync_directory
 from rotator.reasons import Reason
 
@@ -27,11 +28,11 @@ def back_up(journal: Path, target: Path) -> Copy:
 
     A daemon that runs goes on meanwhile. The copy is one file, without a write-ahead log beside it.
 
-    Raises: FileExistsError where there is something at `target`; JournalFailed JOURNAL_UNREADABLE where there is no
-        journal, or it or its copy is damaged; OSError.
+    Raises: FileExistsError where there is something at `target`; JournalFailed, JOURNAL_MISSING where there is
+        none and JOURNAL_UNREADABLE where it or its copy is damaged; OSError.
     """
     if not journal.exists():
-        raise JournalFailed(f"there is no journal at {journal}", reason=Reason.JOURNAL_UNREADABLE)
+        raise no_journal(journal)
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # the name is ours now
     part = target.with_name(target.name + ".part")
     try:
@@ -62,7 +63,7 @@ def _copy(journal: Path, part: Path) -> str | None:
             found = copy.execute("PRAGMA integrity_check").fetchone()[0]
             sealed_by = copy.execute("SELECT value FROM facts WHERE name = 'seal_id'").fetchone()
     except sqlite3.Error as exc:
-        raise JournalFailed(f"the journal {journal} can't be copied: {exc}", reason=Reason.JOURNAL_UNREADABLE) from exc
+        raise JournalFailed(f"the journal {journal} can't be copied: {exc}", reason=reason_of(exc)) from exc
     if found != "ok":
         raise JournalFailed(f"the copy of the journal {journal} is damaged: {found}", reason=Reason.JOURNAL_UNREADABLE)
     return bytes(sealed_by[0]).decode() if sealed_by is not None else None

@@ -25,6 +25,10 @@ from rotator.reasons import Reason
 
 # How long a connection waits for another's lock.
 BUSY_SECONDS = 10.0
+# What SQLite says when the folder, the disk or their permissions are at fault, and not what stands in the file.
+_DISK_AT_FAULT = frozenset(
+    {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
+)
 
 
 def database_path(url: str) -> Path:
@@ -33,6 +37,19 @@ def database_path(url: str) -> Path:
     if not database or database == url:
         raise JournalFailed("state.url must name a file", reason=Reason.JOURNAL_UNREADABLE)
     return Path(database)
+
+
+def no_journal(path: Path) -> JournalFailed:
+    """There is none at `path`; said with the whole path, since a relative one depends on where a command is run."""
+    return JournalFailed(f"there is no journal at {path.absolute()}", reason=Reason.JOURNAL_MISSING)
+
+
+def reason_of(exc: BaseException) -> Reason:
+    """Whether the journal's content is at fault, or what it lies on: nobody should move a sound journal aside."""
+    found = getattr(exc, "orig", None) or exc
+    # the low byte is the primary code (sqlite.org/rescode.html)
+    disk = isinstance(found, OSError) or getattr(found, "sqlite_errorcode", 0) & 0xFF in _DISK_AT_FAULT
+    return Reason.JOURNAL_UNWRITABLE if disk else Reason.JOURNAL_UNREADABLE
 
 
 @contextmanager
@@ -47,7 +64,7 @@ def locked(path: Path) -> Iterator[None]:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
         words = f"the journal's lock file {lock} can't be opened: {exc.strerror}"
-        raise JournalFailed(words, reason=Reason.JOURNAL_UNREADABLE) from exc
+        raise JournalFailed(words, reason=Reason.JOURNAL_UNWRITABLE) from exc
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,11 +73,20 @@ def locked(path: Path) -> Iterator[None]:
             raise JournalLocked(
                 f"the journal {path} is held by process {holder}", reason=Reason.JOURNAL_LOCKED
             ) from exc
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        _sign(descriptor, lock)
         yield
     finally:
         os.close(descriptor)
+
+
+def _sign(descriptor: int, lock: Path) -> None:
+    """Say in the lock file who holds it."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as exc:
+        words = f"the journal's lock file {lock} can't be written: {exc.strerror}"
+        raise JournalFailed(words, reason=Reason.JOURNAL_UNWRITABLE) from exc
 
 
 def reading_engine(path: Path) -> Engine:
@@ -74,7 +100,7 @@ def writing_connection(path: Path) -> Connection:
     SQLAlchemy believes it to be in one transaction that never ends; BEGIN and COMMIT go to the driver's connection,
     which costs a tenth of SQLAlchemy's own.
 
-    Raises: JournalFailed JOURNAL_UNREADABLE.
+    Raises: JournalFailed JOURNAL_UNREADABLE, or JOURNAL_UNWRITABLE where the disk or its permissions are in the way.
     """
     try:
         with ExitStack() as closing:
@@ -93,7 +119,7 @@ def writing_connection(path: Path) -> Connection:
         ) from exc
     except (SQLAlchemyError, sqlite3.Error, OSError) as exc:
         words = getattr(exc, "orig", None) or getattr(exc, "strerror", None) or exc
-        raise JournalFailed(f"the journal {path} can't be opened: {words}", reason=Reason.JOURNAL_UNREADABLE) from exc
+        raise JournalFailed(f"the journal {path} can't be opened: {words}", reason=reason_of(exc)) from exc
     return connection
 
 

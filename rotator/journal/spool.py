@@ -23,6 +23,7 @@ from rotator.rotation import Rotation
 log = structlog.get_logger(__name__)
 
 RESERVED_BYTES = 64 * 1024
+_TRIAL = "trial"  # no rotation's id
 IDLE_ROOMS = 8  # as many rotations as issue at one time, or so
 _ROTATION = TypeAdapter(Rotation)
 _BLOB = TypeAdapter(Blob)
@@ -38,6 +39,7 @@ class Spool:
             Path
         ] = []  # room that rotations gave back, for the next ones: cheaper than to ask the disk anew
         self._spooled: set[str] = set()  # what this process has written
+        self.refused = ""  # why there was no room when it was last asked for; empty where there was
 
     def reserve(self, rotation: str) -> None:
         """Set room aside.
@@ -50,13 +52,29 @@ class Spool:
             self._idle.pop().rename(self._reserved(rotation))
             self._held.add(rotation)
             return
+        try:
+            self._set_aside(rotation)
+        except OSError as exc:
+            self.refused = f"no room can be set aside in {self._directory}: {exc.strerror or exc}"
+            raise
+        self.refused = ""
+        self._held.add(rotation)
+
+    def _set_aside(self, rotation: str) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self._reserved(rotation), os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, RESERVED_BYTES)
         finally:
             os.close(descriptor)
-        self._held.add(rotation)
+
+    def try_reserving(self) -> None:
+        """See whether there is room now.
+
+        Raises: OSError.
+        """
+        self.reserve(_TRIAL)
+        self.release(_TRIAL)
 
     def holds(self, rotation: str) -> bool:
         """Whether this process has set room aside for it and not given it back."""

@@ -23,7 +23,9 @@ from rotator.journal.database import (
     driver_of,
     locked,
     memory_connection,
+    no_journal,
     reading_engine,
+    reason_of,
     writing_connection,
 )
 from rotator.journal.rows import ERASE, ERASE_SOON, Blob, Erase, SealedRow, WrappedKey
@@ -66,7 +68,7 @@ class SqliteJournal:
         self._path = None if url == IN_MEMORY else database_path(url)
         self.is_new = self._path is None or not self._path.exists()
         if read_only and self.is_new:
-            raise JournalFailed(f"there is no journal at {self._path}", reason=Reason.JOURNAL_UNREADABLE)
+            raise no_journal(database_path(url))
         # What another process writes is not seen by a cache.
         self._keys: Cache[KeyRecord] = Cache(0 if read_only else CACHED)
         self._open: Cache[Rotation] = Cache(0 if read_only else CACHED)
@@ -89,6 +91,18 @@ class SqliteJournal:
         return self._path
 
     # --- writing ---------------------------------------------------------------------------------------------
+
+    @property
+    def unwritable(self) -> JournalFailed | None:
+        """Why the last write failed; None after one that is durable."""
+        return self._writer.failed if self._writer is not None else None
+
+    def try_writing(self) -> None:
+        """Commit what changes nothing, to see whether the disk takes it.
+
+        Raises: JournalFailed JOURNAL_UNWRITABLE.
+        """
+        self._writing().write(lambda connection: driver_of(connection).execute("PRAGMA user_version=0"))
 
     def save(
         self,
@@ -357,9 +371,7 @@ class SqliteJournal:
             with self._engine.connect() if self._engine is not None else self._writing().between() as connection:
                 yield connection
         except (SQLAlchemyError, sqlite3.Error) as exc:
-            raise JournalFailed(
-                f"the journal can't be read: {words_of(exc)}", reason=Reason.JOURNAL_UNREADABLE
-            ) from exc
+            raise JournalFailed(f"the journal can't be read: {words_of(exc)}", reason=reason_of(exc)) from exc
 
 
 def _same(current: Rotation | Missing | None, rotation: Rotation) -> bool:

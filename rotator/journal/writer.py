@@ -52,6 +52,7 @@ class Writer:
         self._waiting: deque[_Item] = deque()
         self._turn = threading.RLock()  # held by the one that uses the connection
         self._version = 0  # changes when another connection commits
+        self.failed: JournalFailed | None = None  # of the last transaction, None where it was committed
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction and return its result once it is committed.
@@ -87,6 +88,7 @@ class Writer:
                 self._run(item, alone=len(batch) == 1)
             if self._driver.in_transaction:
                 self._driver.execute("COMMIT")
+                self.failed = None
             self._committed()
         except BaseException as exc:
             self._give_up(batch, exc)
@@ -111,7 +113,9 @@ class Writer:
         try:
             item.result = item.work(self._connection)
         except Exception as exc:  # noqa: BLE001 - handed to the caller whose work it was
-            item.error = _unwritable(exc) if isinstance(exc, SQLAlchemyError | sqlite3.Error) else exc
+            item.error = exc
+            if isinstance(exc, SQLAlchemyError | sqlite3.Error):
+                item.error, self.failed = _unwritable(exc), _failed(exc)
             if alone:
                 self._roll_back()
             else:
@@ -122,6 +126,7 @@ class Writer:
 
     def _give_up(self, batch: list[_Item], exc: BaseException) -> None:
         self._doubted()
+        self.failed = _failed(exc)
         for item in batch:
             item.error = item.error or _unwritable(exc)
         with suppress(sqlite3.Error):  # tried again before the next transaction
@@ -133,9 +138,14 @@ class Writer:
 
 
 def _unwritable(exc: BaseException) -> JournalFailed:
-    failed = JournalFailed(f"the journal can't be written: {words_of(exc)}", reason=Reason.JOURNAL_UNWRITABLE)
+    failed = _failed(exc)
     failed.__cause__ = exc  # raised later, in its caller's thread
     return failed
+
+
+def _failed(exc: BaseException) -> JournalFailed:
+    """Without the cause, whose frames hold what was to be written: this one is kept for as long as the disk is full."""
+    return JournalFailed(f"the journal can't be written: {words_of(exc)}", reason=Reason.JOURNAL_UNWRITABLE)
 
 
 def words_of(exc: BaseException) -> str:

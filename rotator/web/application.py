@@ -25,6 +25,7 @@ from rotator.reasons import Reason
 
 Answer = Callable[[Request], Awaitable[Response]]
 _MAX_BODY = 64 * 1024
+_TYPES = {bool: "true or false", str: "a text"}
 
 
 def make_application(
@@ -106,31 +107,32 @@ def _actions(control: Control) -> dict[str, Answer]:
     """What may be asked of a key, by the last part of its path."""
 
     async def rotate(request: Request) -> Response:
-        body = await _body(request)
-        now, compromised = body.get("now") is True, body.get("compromised") is True
+        body = await _body(request, now=bool, compromised=bool)
+        now, compromised = body.get("now", False), body.get("compromised", False)
         asked = await run_in_threadpool(
             lambda: control.rotate(request.path_params["name"], now=now, compromised=compromised)
         )
         return JSONResponse(asked, status_code=202)
 
     async def rollback(request: Request) -> Response:
+        await _body(request)
         asked = await run_in_threadpool(control.rollback, request.path_params["name"])
         return JSONResponse(asked, status_code=202)
 
     async def confirm(request: Request) -> Response:
-        consumer = (await _body(request)).get("consumer")
-        if not isinstance(consumer, str):
-            raise Permanent("`consumer` must be a text", reason=Reason.BAD_REQUEST)
+        consumer = _needed(await _body(request, consumer=str), "consumer")
         return JSONResponse(await run_in_threadpool(control.confirm, request.path_params["name"], consumer))
 
     async def pause(request: Request) -> Response:
+        await _body(request)
         return JSONResponse(await run_in_threadpool(control.pause, request.path_params["name"]))
 
     async def resume(request: Request) -> Response:
+        await _body(request)
         return JSONResponse(await run_in_threadpool(control.resume, request.path_params["name"]))
 
     async def adopt(request: Request) -> Response:
-        secret = _secret(await _body(request))
+        secret = Secret(_needed(await _body(request, secret=str), "secret"))
         return JSONResponse(await run_in_threadpool(control.adopt, request.path_params["name"], secret))
 
     return {
@@ -152,8 +154,14 @@ async def _refuse(_request: Request, error: Exception) -> Response:
     return JSONResponse(body, status_code=status)
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    """The JSON object of a request; an empty body is an empty object."""
+async def _body(request: Request, **fields: type) -> dict[str, Any]:
+    """The JSON object of a request; an empty body is an empty object.
+
+    Args:
+        fields: what it may hold, and of which type.
+
+    Raises: Permanent BAD_REQUEST for all else: who misspells `compromised` must not get another rotation.
+    """
     raw = b""
     async for chunk in request.stream():
         raw += chunk
@@ -167,14 +175,20 @@ async def _body(request: Request) -> dict[str, Any]:
         raise Permanent("the request's body is not JSON", reason=Reason.BAD_REQUEST) from exc
     if not isinstance(body, dict):
         raise Permanent("the request's body is not a JSON object", reason=Reason.BAD_REQUEST)
+    for name, value in body.items():
+        if name not in fields:
+            known = f"the fields are {', '.join(f'`{field}`' for field in fields)}" if fields else "there are no fields"
+            raise Permanent(f"unknown field `{name}`: {known}", reason=Reason.BAD_REQUEST)
+        if not isinstance(value, fields[name]):
+            raise Permanent(f"`{name}` must be {_TYPES[fields[name]]}", reason=Reason.BAD_REQUEST)
     return body
 
 
-def _secret(body: Mapping[str, Any]) -> Secret:
-    given = body.get("secret")
-    if not isinstance(given, str):
-        raise Permanent("`secret` must be a text", reason=Reason.BAD_REQUEST)
-    return Secret(given)
+def _needed(body: Mapping[str, Any], name: str) -> str:
+    """A text that the request can't do without."""
+    if name not in body:
+        raise Permanent(f"`{name}` is missing", reason=Reason.BAD_REQUEST)
+    return str(body[name])
 
 
 def _authorised(request: Request, admin_token: Reveal | None) -> bool:

@@ -197,7 +197,7 @@ def test_status_before_the_first_start(site: Site) -> None:
     process = site.daemon()
     done = process.command("status")
     assert (1, False) == (done.returncode, "Traceback" in done.stderr), done.stderr
-    assert (True, False) == (bool(done.stderr.strip()), (process.state / "rotator.db").exists())
+    assert (True, False) == ("(journal_missing)" in done.stderr, (process.state / "rotator.db").exists())
 
 
 @pytest.mark.parametrize("running_daemon", [True, False], ids=["daemon", "alone"])
@@ -208,11 +208,38 @@ def test_an_unknown_key(site: Site, running_daemon: bool) -> None:
         daemon.start()
         if not running_daemon:
             daemon.stop()
-        for command in ("status", "rotate", "adopt" if running_daemon else "pause"):
+        for command in ("status", "history", "rotate", "adopt" if running_daemon else "pause"):
             done = daemon.command(command, "bilding-a", stdin="made-up")
             assert done.returncode in {1, 2}, command
             assert ("bilding-a" in done.stderr, "Traceback" in done.stderr) == (True, False), (command, done.stderr)
     assert 0 == site.refreshes()
+
+
+def test_status_names_a_peer_that_is_down(site: Site) -> None:
+    """Though the keys are well, and nothing is due for months: the name, the words of the peer, the next step."""
+    site.add_key("building-a")
+    with site.daemon(watch="1s") as daemon:
+        until(lambda: daemon.ready()[0] == 200, "ready")
+        site.platform.faults = Faults(refuse_login=True)
+        site.platform.state.end_sessions()
+        until(lambda: daemon.ready()[1]["haltian"].get("reason") == "provider_auth", "/readyz says provider_auth")
+        table, answer = daemon.command("status"), parsed(daemon.command("status", "--json"))
+        assert "\nhaltian: provider_auth (" in table.stdout, table.stdout
+        assert "Check the login of this provider" in table.stdout.splitlines()[-1]
+        assert ("ok", "provider_auth") == (answer["keys"][0]["state"], answer["checks"]["haltian"]["reason"])
+
+
+def test_refusals_that_name_what_would_be_right(site: Site) -> None:
+    """A consumer that the key has not, and a backup onto a file that is there: exit 1, and what to do instead."""
+    site.add_consumer("ingest", "/bin/true")
+    key = site.add_key("building-a", consumers=["ingest"])
+    with site.daemon() as daemon:
+        stranger = daemon.command("confirm", key.name, "ingets")
+        assert (1, True) == (stranger.returncode, "its consumers are ingest" in stranger.stderr), stranger.stderr
+        assert "argv" not in stranger.stderr
+        there = daemon.command("backup", str(daemon.config_file))
+        assert (1, True) == (there.returncode, "name a file that is not there yet" in there.stderr), there.stderr
+        assert str(daemon.config_file) in there.stderr
 
 
 # --- rotate -------------------------------------------------------------------------------------------------------
@@ -242,9 +269,10 @@ def test_rotate_without_a_daemon(site: Site) -> None:
     process = site.daemon()
     waits = process.command("rotate", key.name, "--json")
     assert (0, "outside_window") == (waits.returncode, parsed(waits)["held"]["reason"]), waits.stderr
+    assert "nothing goes on with building-a until one does" in waits.stderr
     now = process.command("rotate", key.name, "--now", "--json")
     assert (0, "succeeded", 1) == (now.returncode, parsed(now)["result"], site.refreshes()), now.stderr
-    assert "no daemon answers" in now.stderr
+    assert ("no daemon answers" in now.stderr, "nothing goes on" in now.stderr) == (True, False)
     assert site.platform.current_token(key.id) == site.held(key)
 
 

@@ -100,7 +100,7 @@ def test_discover_prints_what_matches(stage: Stage) -> None:
     process = stage.site.daemon()
     done = process.command("discover", "radio", "--match", "site-*")
     assert (0, ["site-alpha"]) == (done.returncode, list(yaml.safe_load(done.stdout)["keys"])), done.stderr
-    assert "# rotate: {max_age: 90d}" in done.stdout
+    assert "    rotate: {max_age: 90d}" in done.stdout
     as_json = json.loads(process.command("discover", "radio", "--json").stdout)
     assert {"site-alpha", "other"} == as_json["keys"].keys()
     assert first == as_json["keys"]["site-alpha"]["id"]

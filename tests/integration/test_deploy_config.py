@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
-from rotator.settings import load
+from rotator.settings import FileSeal, load, notices
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SECRETS = ("vault-role-id", "vault-secret-id", "haltian-password")
@@ -36,8 +37,9 @@ def test_kubernetes_config_loads(tmp_path: Path) -> None:
     assert settings.http.listen == "0.0.0.0:9109"  # what a pod must listen on
 
 
-def test_systemd_config_loads(tmp_path: Path) -> None:
-    """The rotator.yaml of deploy/README.md is whole, and its credentials are those of the unit's drop-in."""
+def test_systemd_config_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rotator.yaml of deploy/README.md is whole, its credentials are those of the unit's drop-in, and nothing in it
+    is warned of, also not at the second start, when the seal key and the journal are there."""
     blocks = re.findall(r"```yaml\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
     (text,) = (block for block in blocks if "providers:" in block)
     drop_in = (DEPLOY / "systemd" / "rotator.service.d" / "credentials.conf").read_text()
@@ -47,5 +49,11 @@ def test_systemd_config_loads(tmp_path: Path) -> None:
     settings = load(file, {"CREDENTIALS_DIRECTORY": str(secrets(tmp_path / "credentials"))})
 
     assert list(settings.consumers) == ["ingest"]
+    assert isinstance(settings.state.seal, FileSeal)
+    monkeypatch.chdir(tmp_path)
+    for made in (settings.state.path, Path(settings.state.seal.path)):
+        made.parent.mkdir(exist_ok=True)
+        made.touch()
+    assert notices(settings) == []
     named = re.findall(r"\{credential: ([\w-]+)\}", text)
     assert sorted(named) == sorted(re.findall(r"^LoadCredential=([\w-]+):", drop_in, re.MULTILINE))

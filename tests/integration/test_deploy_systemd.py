@@ -61,6 +61,22 @@ for status in 2 1; do
 done
 """
 
+# The shell function of the page, with a pipe for its terminal; a program of the sandbox's stands for the installed one.
+CHECK = """
+cat >/opt/rotator/bin/rotator <<'END'
+#!/bin/sh
+LD_LIBRARY_PATH=/opt/python/lib exec /opt/rotator/bin/python -m rotator "$@"
+END
+chmod 755 /opt/rotator/bin/rotator
+cat >/etc/rotator/rotator.yaml
+source /dev/stdin <<'END'
+AS_ROTATOR
+END
+as_rotator check --json
+as_rotator check --online >/srv/online 2>&1 || echo "online: $?"
+stat -c '%U %a' /var/lib/rotator
+"""
+
 
 def in_sandbox(script: str) -> list[str]:
     """Run a bash script as root beside a real systemd with rotator.service installed; its lines of output."""
@@ -114,6 +130,20 @@ def test_unit_lets_the_daemon_work_and_nothing_more() -> None:
     assert expected == json.loads(found)
     assert result == "success"
     assert state == "rotator 700"
+
+
+def test_a_configuration_is_checked_with_the_services_credentials() -> None:
+    """`as_rotator` of deploy/README.md, before the first start: the page's own configuration has no fault."""
+    page = (ROOT / "deploy" / "README.md").read_text()
+    (function,) = re.findall(r"^as_rotator\(\) \{\n.*?^\}$", page, re.DOTALL | re.MULTILINE)
+    (text,) = (block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "providers:" in block)
+    script = CHECK.replace("AS_ROTATOR", function.replace("--pty", "--pipe"))
+    script = script.replace("cat >/etc/rotator/rotator.yaml", f"cat >/etc/rotator/rotator.yaml <<'YAML'\n{text}YAML")
+
+    found = in_sandbox(script)
+
+    assert ["online: 1", "rotator 700"] == found[-2:]  # nobody answers in the sandbox; the credentials were read
+    assert (True, 1) == ((told := json.loads("\n".join(found[:-2])))["ok"], told["keys"])
 
 
 def test_a_wrong_configuration_is_not_started_again() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rotator.errors import Permanent, Transient
-from rotator.keys import resting
+from rotator.keys import resting, versions_behind
 from rotator.model import KeyState, Result, Step, Strategy
 from rotator.policy import Policy
 from rotator.reasons import Reason
@@ -117,6 +117,9 @@ def test_rollback_of_a_chosen_secret_after_its_end(chosen_stage: ControlStage) -
     assert stage.platform.accepts("id-0", old["password"])
     assert ("id-0", old["password"]) == stage.consumers["key-0"].runs_on
     assert Reason.ROLLBACK_REQUESTED is stage.last().trigger
+    assert (Result.SUCCEEDED, Reason.ROLLBACK_REQUESTED) == (stage.last().result, stage.record().quarantine)
+    stage.control.resume("key-0")
+    assert stage.record().quarantine is None
 
 
 def test_rollback_in_place_is_refused(in_place_stage: ControlStage) -> None:
@@ -191,6 +194,18 @@ def test_a_person_confirms_after_a_rotation_that_failed(in_place_stage: ControlS
     assert KeyState.OK.value == stage.control.key("key-0")["state"]
 
 
+def test_only_a_word_about_the_consumer_brings_it_to_the_version(in_place_stage: ControlStage) -> None:
+    """`resume` is about the key, and leaves RotatorConsumerBehind; `confirm` ends it (docs/metrics.md)."""
+    stage = in_place_stage
+    stage.on("consumer.restart", "app-0", Transient("no", reason=Reason.CONSUMER_TIMEOUT))
+    stage.control.rotate("key-0", now=True)
+    stage.work(until=timedelta(hours=3))
+    stage.control.resume("key-0")
+    assert 0 < versions_behind(stage.record(), "app-0")
+    stage.control.confirm("key-0", "app-0")
+    assert 0 == versions_behind(stage.record(), "app-0")
+
+
 def test_nobody_is_confirmed_before_the_promote(in_place_stage: ControlStage) -> None:
     """A consumer can't run on what Vault does not hold; a stranger can't be confirmed at all."""
     stage = in_place_stage
@@ -200,9 +215,9 @@ def test_nobody_is_confirmed_before_the_promote(in_place_stage: ControlStage) ->
     with pytest.raises(Permanent) as early:
         stage.control.confirm("key-0", "app-0")
     assert Reason.CONSUMER_NOT_CONFIRMED is early.value.reason
-    with pytest.raises(Permanent) as stranger:
+    with pytest.raises(Permanent, match="its consumers are app-0") as stranger:
         stage.control.confirm("key-0", "app-9")
-    assert Reason.CONSUMER_MISSING is stranger.value.reason
+    assert Reason.BAD_REQUEST is stranger.value.reason  # and not one whose advice is about units and programs
 
 
 # --- what status shows ---------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from rotator.clock import SystemClock
 from rotator.daemon import Daemon
@@ -157,16 +160,28 @@ class Program:
         """It stays up."""
 
 
+FULL = JournalFailed("disk full", reason=Reason.JOURNAL_UNWRITABLE)
+
+
 class CountedJournal(SqliteJournal):
     """A journal that can be made unwritable, and counts the writes that failed."""
 
     broken = False
     refused = 0
+    tried = 0
+
+    @property
+    def unwritable(self) -> JournalFailed | None:
+        return FULL if self.broken and self.refused else None
+
+    def try_writing(self) -> None:
+        self.tried += 1
+        super().try_writing()
 
     def save(self, **parts: Any) -> KeyRecord | None:
         if self.broken:
             self.refused += 1
-            raise JournalFailed("disk full", reason=Reason.JOURNAL_UNWRITABLE)
+            raise FULL
         try:
             return super().save(**parts)
         except JournalFailed:
@@ -178,7 +193,13 @@ class Fleet:
     """A daemon over any number of keys."""
 
     def __init__(
-        self, directory: Path, size: int, *, grace: timedelta = timedelta(seconds=10), shared: bool = False
+        self,
+        directory: Path,
+        size: int,
+        *,
+        grace: timedelta = timedelta(seconds=10),
+        settle: timedelta = timedelta(0),
+        shared: bool = False,
     ) -> None:
         self.clock = SystemClock()
         self.platform, self.shelf = Platform(self.clock), Shelf()
@@ -186,7 +207,7 @@ class Fleet:
         self.shared = shared
         self.names = [f"key-{number:03}" for number in range(size)]
         self.events: list[RotationEvent] = []
-        self.directory, self.grace = directory, grace
+        self.directory, self.grace, self.settle = directory, grace, settle
         for name in self.names:
             self.platform.issued_at[name] = self.clock.now() - 80 * DAY
             self.shelf.versions[name] = [{"password": "old"}]
@@ -252,13 +273,13 @@ class Fleet:
 
     def _key(self, name: str, *, own: bool) -> ManagedKey:
         program = Program(f"program-{name}", self.clock) if own else self.program
-        link = ConsumerLink(consumer=program, timeout=timedelta(seconds=5), settle=timedelta(0))
+        link = ConsumerLink(consumer=program, timeout=timedelta(seconds=5), settle=self.settle)
         return ManagedKey(
             name=name,
             provider=self.platform,
             id=name,
             policy=Policy(before_expiry=14 * DAY),
-            limits=Limits(settle=timedelta(0)),
+            limits=Limits(settle=self.settle),
             path=name,
             fields={"password": "{secret}"},
             consumers=(link,),
@@ -272,8 +293,8 @@ MakeFleet = Callable[..., Fleet]
 def fleet(tmp_path: Path) -> Iterator[MakeFleet]:
     with ExitStack() as stack:
 
-        def make(size: int = 1, *, grace: timedelta = timedelta(seconds=10), shared: bool = False) -> Fleet:
-            fleet = Fleet(tmp_path, size, grace=grace, shared=shared)
+        def make(size: int = 1, **more: Any) -> Fleet:
+            fleet = Fleet(tmp_path, size, **more)
             stack.callback(fleet.end)
             return fleet
 
@@ -486,6 +507,52 @@ def test_a_journal_that_can_not_be_written_is_not_hammered(fleet: MakeFleet) -> 
     assert tried <= 15
 
 
+def test_a_full_disk_does_not_keep_the_daemon_from_stopping(fleet: MakeFleet) -> None:
+    """Due keys that can't be begun are not waited for, and not tried again and again, for the whole grace."""
+    many = fleet(40, grace=timedelta(seconds=15))
+    many.due(many.clock.now() + timedelta(seconds=0.2))
+    many.journal.broken = True
+    many.daemon.start()
+    until(lambda: len(many.daemon._busy) == 40 and many.journal.refused >= 40, "all of them are refused")
+    before, began = many.journal.refused, time.monotonic()
+    many.daemon.stop()
+    assert (True, True) == (time.monotonic() - began < 4, many.journal.refused - before <= 40)
+
+
+def test_a_daemon_that_stops_on_a_full_disk_takes_up_nothing(fleet: MakeFleet) -> None:
+    """A key whose record can't be moved on would come back as it is until the grace is over."""
+    one = fleet()
+    one.due(one.clock.now())
+    one.journal.broken, one.journal.refused = True, 1
+    one.engine.drain()
+    one.daemon._wake()
+    one.daemon._pool.shutdown(wait=True)
+    assert 1 == one.journal.refused
+
+
+def test_a_journal_that_failed_is_tried_until_it_takes_something(fleet: MakeFleet) -> None:
+    """The next write of its own may be an hour away; a journal that is well is left alone."""
+    one = fleet()
+    (job,) = (job for job in one.daemon._jobs() if job.name == "journal")
+    job.run()
+    assert 0 == one.journal.tried
+    one.journal.broken, one.journal.refused = True, 1
+    job.run()
+    assert 1 == one.journal.tried
+
+
+def test_stopping_names_the_keys_that_are_waited_for(fleet: MakeFleet) -> None:
+    """Also one whose rotation waits for a time to pass while no thread works on it: not an empty list for a minute."""
+    one = fleet(settle=timedelta(seconds=5))
+    one.due(one.clock.now())
+    one.daemon.start()
+    until(lambda: one.program.restarts == 1 and not one.daemon._busy, "the restart is done, and settles")
+    with capture_logs() as lines:
+        one.daemon.stop(lambda: True)
+    (stopping,) = (line for line in lines if line["event"] == "stopping")
+    assert ["key-000"] == stopping["in_flight"]
+
+
 def test_a_job_that_fails_does_not_stop_the_others(fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """The provider's list can't be read by name; due keys are rotated all the same."""
     one = fleet()
@@ -537,6 +604,35 @@ def test_a_signal_ends_the_process_in_order(tmp_path: Path, number: int) -> None
         [line for line in output.splitlines() if line in {"started", "ended"}],
         child.returncode,
     )
+
+
+def test_a_hangup_is_survived_and_logged(tmp_path: Path) -> None:
+    """SIGHUP, by which others reload: the process lives on and says so; SIGTERM still ends it in order."""
+    program = SIGNALLED.replace("from unit_daemon import Fleet", _LOAD.format(path=str(Path(__file__))))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with (
+        (tmp_path / "output").open("w") as written,
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path)], env=environment, stdout=written, stderr=subprocess.STDOUT
+        ) as child,
+    ):
+        try:
+            until(lambda: _handles(child.pid, signal.SIGHUP), "the daemon listens to signals")
+            child.send_signal(signal.SIGHUP)
+            until(lambda: "hangup_ignored" in (tmp_path / "output").read_text(), "the line of the log")
+            assert child.poll() is None
+            child.send_signal(signal.SIGTERM)
+            assert 0 == child.wait(PATIENCE)
+        finally:
+            child.kill()
+    output = (tmp_path / "output").read_text()
+    assert ("restart the daemon" in output, "ended" in output.splitlines()) == (True, True)
+
+
+def _handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal (proc(5), SigCgt)."""
+    (mask,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 _LOAD = """

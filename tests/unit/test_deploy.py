@@ -45,6 +45,7 @@ CONTRACT = {
     "rotator_provider_credential_expiration_timestamp_seconds": "provider credential",
     "rotator_provider_quota_used": "provider quota",
     "rotator_provider_quota_limit": "provider quota",
+    "rotator_journal_last_write_successful": "",
     "rotator_sealed_secrets": "",
     "rotator_sealed_secret_oldest_timestamp_seconds": "",
     "rotator_drift_detected": "key",

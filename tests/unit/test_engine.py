@@ -348,6 +348,14 @@ def test_preflight_asks_for_as_long_and_as_many_versions_as_a_rotation_needs(sta
     assert [{"lasting": timedelta(seconds=45), "versions": 1}] == asked
 
 
+def test_preflight_claims_no_proof_that_nobody_asked_for(stage: Stage) -> None:
+    """A consumer without `confirm` is seen nowhere."""
+    link = replace(stage.key.consumers[0], open_watch=None)
+    stage.engine.keys["building-a"] = replace(stage.key, consumers=(link,))
+    stage.work()
+    assert ["ingest can be restarted"] == [each.name for each in stage.record.checks if "ingest" in each.name]
+
+
 def test_a_way_back_that_would_not_last_stops_before_the_call(stage: Stage) -> None:
     """Named, with what to do, and nothing was issued."""
 

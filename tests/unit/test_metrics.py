@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from rotator.reasons import Reason
 
 # Name → labels, as users' dashboards know them (design, "Metrics").
 CONTRACT = {
+    "rotator_journal_last_write_successful": set(),
     "rotator_key_expiration_timestamp_seconds": {"key", "provider"},
     "rotator_key_issued_timestamp_seconds": {"key", "provider"},
     "rotator_key_rotate_at_timestamp_seconds": {"key", "provider"},
@@ -251,6 +253,10 @@ def test_how_far_consumers_are_behind(stage: Scraped) -> None:
     labels = {"key": "building-a", "consumer": "ingest"}
     assert 2 == stage.value("rotator_consumer_version_lag", **labels)
     assert 1 == stage.value("rotator_key_consumer_info", **labels)
+    key = stage.configured["building-a"]
+    unseen = tuple(replace(link, open_watch=None) for link in key.consumers)
+    stage.configured["building-a"] = replace(key, consumers=unseen)
+    assert 0 == stage.value("rotator_consumer_version_lag", **labels), "no proof of it is waited for any more"
 
 
 def test_drift_is_one_while_it_lasts(stage: Scraped) -> None:

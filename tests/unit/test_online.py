@@ -15,8 +15,9 @@ from fakes import FakeClock, FakePlatform, FakeStore, Stage
 from rotator.app import Parts
 from rotator.errors import Permanent, RotatorError, Transient
 from rotator.managed import ManagedKey
-from rotator.model import Identity, ProbeResult, ProbeTarget, StoredSecret, Strategy, Verdict
-from rotator.online import _broker, _checks, _tried, _vault_path
+from rotator.model import Identity, ProbeResult, ProbeTarget, StoredSecret, Strategy, UpstreamKey, Verdict
+from rotator.online import _broker, _checks, _listed, _tried, _vault_path
+from rotator.policy import Policy
 from rotator.reasons import Reason
 from rotator.stores.vault import Survey
 from rotator.stores.vault_policy import Missing
@@ -196,3 +197,79 @@ def test_a_consumers_own_way_to_the_secret_is_tried(counter: Counter) -> None:
     told = {check["what"]: check for check in _checks(cast("Any", SimpleNamespace(selections={})), parts)}
     check = told[f"key {key.name}: delivery to {link.consumer.name}"]
     assert (False, "consumer_missing") == (check["ok"], check["reason"])
+
+
+@pytest.mark.parametrize(
+    ("max_age", "ends", "told"),
+    [
+        (None, timedelta(days=9), (True, None, "listed, expires 2")),
+        (None, None, (False, "no_expiry", "listed, without an expiry. The provider names no expiry: set")),
+        (timedelta(days=60), None, (True, None, "listed, without an expiry: rotated by `max_age`")),
+    ],
+)
+def test_a_key_that_would_never_be_due_is_not_well(
+    counter: Counter, max_age: timedelta | None, ends: timedelta | None, told: tuple[bool, str | None, str]
+) -> None:
+    """The daemon blocks it, so the check must not call it well."""
+    key = replace(counter.key, policy=Policy(before_expiry=timedelta(days=10), max_age=max_age))
+    now = FakeClock().now()
+    upstream = UpstreamKey(id=key.id, issued_at=now, expires_at=now + ends if ends is not None else None)
+    ok, reason, words = told
+    found = _listed(key, [upstream], counter.parts)
+    assert (ok, reason) == (found["ok"], found["reason"])
+    assert found["detail"].startswith(words)
+
+
+def test_an_id_that_is_not_listed_comes_with_a_next_step(counter: Counter) -> None:
+    """Where the ids are that there are."""
+    found = _listed(counter.key, [], counter.parts)
+    assert (False, "key_unknown") == (found["ok"], found["reason"])
+    assert "the id id-1 is not listed; `rotator discover acme` prints those that are" == found["detail"]
+
+
+@pytest.mark.parametrize(
+    ("down", "words"),
+    [
+        (None, "reachable; Vault holds no secret to try"),
+        (
+            Transient("refused", reason=Reason.VAULT_UNREACHABLE),
+            "reachable; no secret was tried, since Vault could not be read",
+        ),
+    ],
+)
+def test_what_vault_holds_is_not_guessed(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch, down: RotatorError | None, words: str
+) -> None:
+    """A Vault that can't be read may hold a secret."""
+
+    class Prober:
+        def probe(self, target: ProbeTarget) -> ProbeResult:
+            return ProbeResult(verdict=Verdict.REFUSED)
+
+    monkeypatch.setattr("rotator.online.MqttProber", Prober)
+    counter.store.versions.clear()
+    counter.store.down = down
+    found = _broker(counter.key, counter.parts)
+    assert (True, words) == (found["ok"], found["detail"])
+
+
+def test_an_observer_that_is_refused_is_named_so(counter: Counter) -> None:
+    """Nothing was restarted, so the advice is about its login and not about the consumer."""
+
+    class Blind:
+        def healthy(self) -> str:
+            return "h: not authorised"
+
+        def close(self) -> None:
+            """Nothing to give back."""
+
+    def opened(identity: Identity, secret: object, order: object = None) -> Blind:
+        return Blind()
+
+    link = replace(counter.key.consumers[0], open_watch=cast("Any", opened), early=True)
+    key = replace(counter.key, consumers=(link,), probe=None)
+    parts = replace(counter.parts, keys={key.name: key})
+    told = {check["what"]: check for check in _checks(cast("Any", SimpleNamespace(selections={})), parts)}
+    check = told[f"key {key.name}: proof of {link.consumer.name}"]
+    assert (False, "evidence_unreadable") == (check["ok"], check["reason"])
+    assert "restarted but" not in check["detail"]

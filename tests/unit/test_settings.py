@@ -221,6 +221,37 @@ def test_role_id_may_be_text(config: Callable[..., Settings]) -> None:
     assert "b1946ac9" == settings.vault.auth.role_id
 
 
+def test_a_credential_outside_the_service_comes_with_a_way(config: Callable[..., Settings]) -> None:
+    """The file may well be there; it is shown to the service alone."""
+    text = WHOLE.replace("{env: PASSWORD}", "{credential: haltian}", 1)
+    (outside,) = refused(config, text)
+    assert ("CREDENTIALS_DIRECTORY is not set" in outside.message, "as_rotator" in (outside.suggestion or "")) == (
+        True,
+        True,
+    )
+    (missing,) = refused(config, text, {"CREDENTIALS_DIRECTORY": "/nowhere"})
+    assert "put the secret there" in (missing.suggestion or "")
+
+
+def test_a_key_that_never_expires_needs_an_age(config: Callable[..., Settings]) -> None:
+    """Its own or the defaults', for a key and for a selection; nothing else would ever make it due."""
+    section = "\n  broker: {kind: mosquitto, host: h, username: admin, password: {env: PASSWORD}}\nconsumers:"
+    text = WHOLE.replace("\nconsumers:", section).replace("provider: haltian-eu", "provider: broker")
+    (fault,) = refused(config, f"{text}    rotate: {{before_expiry: 10d}}\n")
+    assert "keys.building-a has no `rotate.max_age`, and keys of kind mosquitto never expire" == fault.message
+    aged = f"defaults: {{rotate: {{max_age: 60d}}}}\n{text}"
+    assert timedelta(days=60) == config(aged).keys["building-a"].rotate.max_age
+    (fault,) = refused(config, f"{aged}    rotate: {{max_age: null}}\n")
+    assert "keys.building-a has no `rotate.max_age`" in fault.message
+    template = "{vault: {path: 'b/{name}', fields: {p: '{secret}'}}}"
+    (fault,) = refused(
+        config,
+        f"{WHOLE.replace(chr(10) + 'consumers:', section)}  all:\n    provider: broker\n"
+        f"    discover: {{match: '*', template: {template}}}\n",
+    )
+    assert "keys.all has no `rotate.max_age`, and keys of kind mosquitto never expire" == fault.message
+
+
 @pytest.mark.parametrize(
     ("reference", "id", "refused_"),
     [
@@ -237,7 +268,7 @@ def test_the_daemons_own_login_is_read_from_where_it_is_written(
     """Else the daemon would be locked out by its next start."""
     section = f"\n  broker: {{kind: mosquitto, host: h, username: admin, password: {reference}}}\nconsumers:"
     text = WHOLE.replace("\nconsumers:", section).replace("provider: haltian-eu", "provider: broker")
-    text = text.replace("c6f7b103", id)
+    text = f"{text}    rotate: {{max_age: 60d}}\n".replace("c6f7b103", id)
     if not refused_:
         assert id == config(text).keys["building-a"].id
         return

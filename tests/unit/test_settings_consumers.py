@@ -227,6 +227,15 @@ def test_deliveries(config: Config) -> None:
             "`host` has no place beside it",
             "take one of them out",
         ),
+        ("kind: none, confirm: {url: 'http://h.example'}", "consumers.x.confirm: knows no `url`", "{http: {url: "),
+        (
+            "kind: systemd, unit: a.service, action: reload_or_restart",
+            "consumers.x.action: must be one of restart",
+            "`reload-or-restart`",
+        ),
+        ("kind: systemd, unit: a.service, action: 1", "consumers.x.action: must be restart", "one of"),
+        ("kind: kubernetes, namespace: iot, selector: {app: d}", "consumers.x.selector: must be text", "app=dash"),
+        ("kind: webhook, url: 'http://h.example/{version}', secret: {env: TOKEN}", "{version} is unknown", "{key}"),
         ("kind: none, confirm: hope", "consumers.x.confirm.http.url: must be a URL", "https://"),
         ("kind: none, confirm: []", "consumers.x.confirm.argv: must not be empty", "[first"),
         # templates
@@ -272,7 +281,7 @@ def test_proof_by_a_list_of_connections(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="broker names no host"):
         config("  x: {kind: command, argv: [x], confirm: {broker: {client_id: a}}}", "[x]")
     path = tmp_path / "rotator.yaml"
-    text = path.read_text().replace("{provider: p, id: a,", "{provider: rabbit, id: meter,")
+    text = path.read_text().replace("{provider: p, id: a,", "{provider: rabbit, id: meter, rotate: {max_age: 60d},")
     path.write_text(text)
     found = load(path, {"TOKEN": "t"})
     assert "rabbit" == found.keys["building-a"].provider
@@ -299,6 +308,19 @@ def test_the_environment_wins(config: Config, tmp_path: Path) -> None:
     assert "https://other.example" == found["hook"].url
     assert isinstance(found["fleet"], MqttConsumer)
     assert (EnvRef(env="TOKEN"), ("b", "c")) == (found["fleet"].password, found["fleet"].expect)
+
+
+@pytest.mark.parametrize("proof", ["http: 'http://h.example'", "argv: [is-it-on]"])
+def test_a_version_that_other_keys_move_proves_little(config: Config, proof: str) -> None:
+    """Keys that share a path in Vault share its numbers; a proof at the broker knows no versions."""
+    text = f"  x: {{kind: command, argv: [x], confirm: {{{proof}}}}}"
+    other = "  b: {provider: p, id: b, vault: {path: %s, fields: {q: '{secret}'}}}"
+    (found,) = notices(config(text, "[x]", other % "a"))
+    assert "consumers.x" in found
+    assert "keys.building-a" in found
+    assert [] == notices(config(text, "[x]", other % "elsewhere"))
+    heartbeat = "  x: {kind: command, argv: [x], confirm: {heartbeat: {topic: up, host: h}}}"
+    assert [] == notices(config(heartbeat, "[x]", other % "a"))
 
 
 def test_windows_that_contradict_one_another_are_refused(config: Config) -> None:

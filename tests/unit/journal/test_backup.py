@@ -96,7 +96,7 @@ def test_without_a_journal_nothing_is_made(tmp_path: Path) -> None:
     """Neither a journal nor an empty copy of one."""
     with pytest.raises(JournalFailed) as caught:
         back_up(tmp_path / "rotator.db", tmp_path / "copy.db")
-    assert (Reason.JOURNAL_UNREADABLE, []) == (caught.value.reason, list(tmp_path.iterdir()))
+    assert (Reason.JOURNAL_MISSING, []) == (caught.value.reason, list(tmp_path.iterdir()))
 
 
 def test_a_damaged_journal_is_not_passed_on(journal: SqliteJournal, tmp_path: Path) -> None:

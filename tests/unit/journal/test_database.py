@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -12,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from journal_records import KEY, as_it_is, event, known, writing
 from rotator.errors import JournalFailed, JournalLocked
-from rotator.journal.database import locked
+from rotator.journal.database import locked, reason_of
 from rotator.journal.sqlite import SqliteJournal
 from rotator.reasons import Reason
 
@@ -69,8 +71,59 @@ def test_a_reader_makes_no_journal(url: str, tmp_path: Path) -> None:
     """`status` before the first start leaves nothing behind."""
     with pytest.raises(JournalFailed) as caught:
         SqliteJournal(url, read_only=True)
-    assert Reason.JOURNAL_UNREADABLE == caught.value.reason
+    assert Reason.JOURNAL_MISSING == caught.value.reason
     assert [] == list(tmp_path.iterdir())
+
+
+def test_a_missing_journal_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs `status` in another directory than the daemon's has to see where it was looked for."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(JournalFailed) as caught:
+        SqliteJournal("sqlite:///state/rotator.db", read_only=True)
+    assert f"there is no journal at {tmp_path}/state/rotator.db" == caught.value.message
+
+
+def test_a_full_disk_is_named_with_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first thing that a start writes is the lock file."""
+
+    def full(*_anything: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    words = r"rotator\.db\.lock.*No space left"
+    with pytest.raises(JournalFailed, match=words) as caught, locked(tmp_path / "rotator.db"):
+        pass
+    assert Reason.JOURNAL_UNWRITABLE == caught.value.reason
+
+
+def test_a_folder_that_can_not_be_written_is_at_fault(url: str, tmp_path: Path) -> None:
+    """And not the journal, which nobody should move aside because of that."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "rotator.db.lock").mkdir()  # as root no mode keeps us out
+    with pytest.raises(JournalFailed) as caught, locked(tmp_path / "state" / "rotator.db"):
+        pass
+    assert Reason.JOURNAL_UNWRITABLE == caught.value.reason
+    (tmp_path / "state" / "rotator.db").mkdir()
+    with pytest.raises(JournalFailed) as caught:
+        SqliteJournal(url)
+    assert Reason.JOURNAL_UNWRITABLE == caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (sqlite3.SQLITE_CANTOPEN, Reason.JOURNAL_UNWRITABLE),
+        (sqlite3.SQLITE_READONLY_DIRECTORY, Reason.JOURNAL_UNWRITABLE),
+        (sqlite3.SQLITE_IOERR_READ, Reason.JOURNAL_UNWRITABLE),
+        (sqlite3.SQLITE_CORRUPT, Reason.JOURNAL_UNREADABLE),
+        (sqlite3.SQLITE_NOTADB, Reason.JOURNAL_UNREADABLE),
+    ],
+)
+def test_what_sqlite_says_tells_the_disk_from_the_journal(code: int, reason: Reason) -> None:
+    """Its own code or an extended one, alone or below SQLAlchemy's error."""
+    told = sqlite3.OperationalError("made up")
+    told.sqlite_errorcode = code
+    assert [reason, reason] == [reason_of(told), reason_of(DBAPIError("SELECT", {}, told))]
 
 
 @pytest.mark.parametrize("folder", ["with space", "50%25 off", "a#b", "übung"])

@@ -54,6 +54,19 @@ def test_room_is_really_set_aside(spool: Spool, tmp_path: Path) -> None:
     assert 1 == len(list(file.parent.iterdir()))
 
 
+def test_it_is_remembered_that_there_was_no_room(spool: Spool, tmp_path: Path) -> None:
+    """Until there is some; the trial keeps none of it."""
+    (tmp_path / "state").write_text("no folder")
+    with pytest.raises(OSError, match="state"):
+        spool.reserve("r1")
+    assert str(tmp_path / "state" / "spool") in spool.refused
+    with pytest.raises(OSError, match="state"):
+        spool.try_reserving()
+    (tmp_path / "state").unlink()
+    spool.try_reserving()
+    assert ("", False) == (spool.refused, spool.holds("trial"))
+
+
 def test_what_is_spooled_survives_the_process(spool: Spool, tmp_path: Path) -> None:
     """Another process reads it from the same folder, to the last field, and only the seal opens it."""
     data_key, blob = sealed()

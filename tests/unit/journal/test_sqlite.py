@@ -207,6 +207,8 @@ def test_a_database_that_takes_no_more_says_so_and_recovers(journal: SqliteJourn
             blob=Blob(at=NOW, sealed=bytes(200_000)),
         )
     assert Reason.JOURNAL_UNWRITABLE == caught.value.reason
+    assert journal.unwritable is not None
+    assert caught.value.message == journal.unwritable.message
     with closing(SqliteJournal(url, read_only=True)) as reader:
         for eyes in (journal, reader):
             assert (KEY, ROTATION) == (eyes.key(KEY.name), eyes.open_rotation(KEY.name))
@@ -214,6 +216,24 @@ def test_a_database_that_takes_no_more_says_so_and_recovers(journal: SqliteJourn
         connection.execute("PRAGMA max_page_count = 1000000")
     counted = journal.save(key=KEY.name, change=lambda old: replace(known(old), failures=known(old).failures + 1))
     assert KEY.failures + 1 == known(counted).failures
+    assert journal.unwritable is None
+
+
+def test_a_trial_says_whether_a_write_would_succeed(journal: SqliteJournal) -> None:
+    """It fails where a write would, is durable where it would be, and changes nothing."""
+    journal.save(key=KEY.name, change=as_it_is(KEY))
+    with writing(journal) as connection:
+        connection.execute("PRAGMA query_only=ON")
+    with pytest.raises(JournalFailed):
+        journal.try_writing()
+    assert journal.unwritable is not None
+    with writing(journal) as connection:
+        connection.execute("PRAGMA query_only=OFF")
+    log = Path(f"{journal.path}-wal")
+    before = log.stat().st_size, log.read_bytes()
+    journal.try_writing()
+    assert ([KEY], True) == (journal.all_keys(), before != (log.stat().st_size, log.read_bytes()))
+    assert journal.unwritable is None
 
 
 # --- in memory ---------------------------------------------------------------------------------------------------

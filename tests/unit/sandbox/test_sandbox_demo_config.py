@@ -30,18 +30,18 @@ def written(tmp_path: Path) -> Path:
     """A demo's directory with configuration and secrets; the folder's name needs quoting in YAML."""
     directory = tmp_path / "a: folder's {name}"
     (directory / "secrets").mkdir(parents=True)
-    for name in ("role-id", "secret-id", "admin.token", "losant.token"):
+    for name in ("role-id", "secret-id", "admin.token", "haltian"):
         put_secret(directory / "secrets", name, "made-up")
     consumers = ("dashboards", "alarms")
-    token = {"file": str(directory / "secrets" / "losant.token")}
+    login = {"email": "a@acme.example", "password": {"file": str(directory / "secrets" / "haltian")}}
     text = rotator_yaml(
         directory,
         listen="127.0.0.1:9109",
         vault_url="http://127.0.0.1:2",
-        providers={"losant-demo": {"kind": "losant", "application": "made-up", "token": token}},
+        providers={"haltian-demo": {"kind": "haltian", "url": "http://127.0.0.1:4", "organization": "acme", **login}},
         consumers={name: {"settle": "1s", "confirm": {"heartbeat": f"heartbeat/{name}"}} for name in consumers},
         keys=[
-            KeyEntry(key=key, provider="losant-demo", consumers=consumers, host="127.0.0.1", port=3)
+            KeyEntry(key=key, provider="haltian-demo", consumers=consumers, host="127.0.0.1", port=3)
             for key in (KEY, OLD)
         ],
     )

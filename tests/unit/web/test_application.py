@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from fakes import Stage
 from rotator.control import Control
 from rotator.errors import Permanent, RotatorError, Transient
+from rotator.journal.database import driver_of
 from rotator.metrics import Metrics, StateCollector
 from rotator.model import Verdict
 from rotator.ports import Reveal
@@ -95,7 +98,8 @@ def test_readyz_says_why_not(stage: Served, client: httpx.Client) -> None:
     assert 503 == client.get("/readyz").status_code
     stage.watcher.keep_vault_login()
     stage.watcher.look_at_providers()
-    assert (200, {"ready": True, "checks": {"acme": {"ok": True}, "vault": {"ok": True}}}) == (
+    well = {"ok": True}
+    assert (200, {"ready": True, "checks": {"acme": well, "vault": well, "journal": well}}) == (
         (answer := client.get("/readyz")).status_code,
         answer.json(),
     )
@@ -103,10 +107,59 @@ def test_readyz_says_why_not(stage: Served, client: httpx.Client) -> None:
     stage.clock.pass_time(timedelta(minutes=1))
     stage.watcher.keep_vault_login()
     answer = client.get("/readyz")
-    assert (503, {"ok": False, "reason": "vault_sealed", "detail": "Vault says 503"}) == (
+    advice = ADVICE[Reason.VAULT_SEALED]
+    assert (503, {"ok": False, "reason": "vault_sealed", "detail": "Vault says 503", "advice": advice}) == (
         answer.status_code,
         answer.json()["checks"]["vault"],
     )
+
+
+def test_readyz_says_that_the_journal_takes_nothing(stage: Served, client: httpx.Client) -> None:
+    """From a write that failed to the next one that is durable: 503, the name, and what to do; a metric as well."""
+    stage.watcher.keep_vault_login()
+    stage.watcher.look_at_providers()
+    read_only(stage, "ON")
+    assert 503 == client.post("/api/keys/building-a/pause", headers=BEARER).status_code
+    answer = client.get("/readyz")
+    check = answer.json()["checks"]["journal"]
+    assert (503, False, "journal_unwritable") == (answer.status_code, check["ok"], check["reason"])
+    assert ("the journal can't be written" in check["detail"], ADVICE[Reason.JOURNAL_UNWRITABLE]) == (
+        True,
+        check["advice"],
+    )
+    assert "rotator_journal_last_write_successful 0.0" in client.get("/metrics").text
+    read_only(stage, "OFF")
+    assert 200 == client.post("/api/keys/building-a/pause", headers=BEARER).status_code
+    assert 200 == client.get("/readyz").status_code
+    assert "rotator_journal_last_write_successful 1.0" in client.get("/metrics").text
+
+
+def test_readyz_says_that_an_answer_would_have_no_room(
+    stage: Served, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk where the journal itself still has some: nothing is issued, so the daemon is not ready."""
+    stage.watcher.keep_vault_login()
+    stage.watcher.look_at_providers()
+
+    def full(*_anything: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "posix_fallocate", full)
+        stage.work()
+    answer = client.get("/readyz")
+    check = answer.json()["checks"]["journal"]
+    assert (503, "journal_unwritable", 0) == (answer.status_code, check["reason"], stage.platform.issued)
+    assert "No space left on device" in check["detail"]
+    stage.engine.spool.try_reserving()
+    assert 200 == client.get("/readyz").status_code
+
+
+def read_only(stage: Served, value: str) -> None:
+    """Whether SQLite refuses what the journal writes: ON or OFF."""
+    assert stage.journal._writer is not None
+    with stage.journal._writer.between() as connection:
+        driver_of(connection).execute(f"PRAGMA query_only={value}")
 
 
 def test_a_held_provider_is_not_ready(stage: Served, client: httpx.Client) -> None:
@@ -136,7 +189,10 @@ def test_rotations_by_key(stage: Served, client: httpx.Client) -> None:
     (rotation,) = client.get("/api/rotations").json()["rotations"]
     assert ("building-a", "succeeded") == (rotation["key"], rotation["result"])
     assert [rotation] == client.get("/api/rotations", params={"key": "building-a"}).json()["rotations"]
-    assert [] == client.get("/api/rotations", params={"key": "building-b"}).json()["rotations"]
+    answer = client.get("/api/rotations", params={"key": "building-b"})
+    assert (404, "no_such_key") == (answer.status_code, answer.json()["error"])
+    del stage.engine.keys["building-a"]  # what was taken out of the configuration keeps its history
+    assert [rotation] == client.get("/api/rotations", params={"key": "building-a"}).json()["rotations"]
 
 
 def test_the_page_escapes_what_others_wrote(stage: Served, client: httpx.Client) -> None:
@@ -235,10 +291,40 @@ def test_rotate_is_journaled_before_it_is_answered(stage: Served, client: httpx.
 
 def test_now_is_only_what_says_so(stage: Served, client: httpx.Client) -> None:
     """Anything but `true` obeys the windows."""
-    for body in (b"", b"{}", b'{"now": false}', b'{"now": "true"}', b'{"now": 1}', b'{"now": null}'):
+    for body in (b"", b"{}", b'{"now": false}', b'{"now": false, "compromised": false}'):
         stage.introduce()
         answer = client.post("/api/keys/building-a/rotate", headers=BEARER, content=body)
         assert (202, "window") == (answer.status_code, stage.record.requested)
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "named"),
+    [
+        ("rotate", {"compromized": True}, "compromized"),
+        ("rotate", {"now": True, "compromized": True}, "compromized"),
+        ("rotate", {"now": "true"}, "now"),
+        ("rotate", {"now": 1}, "now"),
+        ("rotate", {"compromised": None}, "compromised"),
+        ("pause", {"until": "tomorrow"}, "until"),
+        ("resume", {"force": True}, "force"),
+        ("rollback", {"now": True}, "now"),
+        ("confirm", {"consumers": "ingest"}, "consumers"),
+        ("confirm", {"consumer": ["ingest"]}, "consumer"),
+        ("confirm", {}, "consumer"),
+        ("adopt", {"password": "secret-0"}, "password"),
+        ("adopt", {}, "secret"),
+    ],
+    ids=str,
+)
+def test_a_field_that_is_not_meant_so_is_refused_by_name(
+    stage: Served, client: httpx.Client, action: str, body: dict[str, object], named: str
+) -> None:
+    """Who writes `compromized` must not get a rotation that leaves the old secret alive."""
+    before = stage.record
+    answer = client.post(f"/api/keys/building-a/{action}", headers=BEARER, json=body)
+    assert (422, "bad_request") == (answer.status_code, answer.json()["error"])
+    assert f"`{named}`" in answer.json()["message"]
+    assert (before, []) == (stage.record, stage.journal.history())
 
 
 def test_pause_and_resume(stage: Served, client: httpx.Client) -> None:
@@ -295,7 +381,8 @@ def test_adopt_takes_only_a_text(stage: Served, client: httpx.Client, secret: ob
 def test_an_unknown_key_is_404_with_its_name(client: httpx.Client) -> None:
     """For reading and for acting."""
     answers = [client.get("/api/keys/nobody")] + [
-        client.post(f"/api/keys/nobody/{action}", headers=BEARER, json={"secret": "x"}) for action in ACTIONS
+        client.post(f"/api/keys/nobody/{action}", headers=BEARER, json={"secret": "x"} if action == "adopt" else {})
+        for action in ACTIONS
     ]
     assert [(404, "no_such_key")] * 5 == [(answer.status_code, answer.json()["error"]) for answer in answers]
     assert {"there is no key 'nobody' in the configuration"} == {answer.json()["message"] for answer in answers}
