@@ -5,7 +5,8 @@ Vault, the broker and the consumers are those of the simulation.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -153,3 +154,29 @@ class House:
 
 
 Build = Callable[..., House]
+
+
+@contextmanager
+def building(directory: Path) -> Iterator[Build]:
+    """Makes houses; their journals are closed at the end."""
+    made: list[House] = []
+
+    def make(strategy: Strategy, *names: str) -> House:
+        made.append(House(directory, strategy, list(names)))
+        return made[-1]
+
+    yield make
+    for house in made:
+        house.journal.close()
+
+
+def rebooted(house: House) -> House:
+    """The process ends, and another one is started on the journal."""
+    house.journal.close()
+    house.boot().catch_up()
+    return house
+
+
+def restarts(house: House) -> dict[str, int]:
+    """How often each consumer was restarted."""
+    return {name: len(worker.at) for name, worker in house.workers.items()}

@@ -20,7 +20,7 @@ from rotator.model import Order, Result, Step, StoredSecret, Strategy, Ticket
 from rotator.policy import Window
 from rotator.reasons import Reason
 from simulation.world import AFTER, BEFORE, Consumer, Killed, managed
-from unit.restart_house import DAY, HOUR, KEY, OLD, SECOND, Build, Copier, House, Worker
+from unit.restart_house import DAY, HOUR, KEY, OLD, SECOND, Build, Copier, House, Worker, building, rebooted, restarts
 
 PATH = f"mqtt/{KEY}"
 MINUTE = timedelta(minutes=1)
@@ -37,15 +37,8 @@ WAITING: Plans = {"a": {"canary": True}, "b": {"windows": IN_JUNE}, "c": {"windo
 @pytest.fixture
 def build(tmp_path: Path) -> Iterator[Build]:
     """Makes houses; their journals are closed at the end."""
-    made: list[House] = []
-
-    def make(strategy: Strategy, *names: str) -> House:
-        made.append(House(tmp_path, strategy, list(names)))
-        return made[-1]
-
-    yield make
-    for house in made:
-        house.journal.close()
+    with building(tmp_path) as make:
+        yield make
 
 
 def rotating(build: Build, strategy: Strategy = Strategy.REPLACE, plans: Plans | None = None) -> House:
@@ -57,21 +50,10 @@ def rotating(build: Build, strategy: Strategy = Strategy.REPLACE, plans: Plans |
     return house
 
 
-def rebooted(house: House) -> House:
-    """The process ends, and another one is started on the journal."""
-    house.journal.close()
-    house.boot().catch_up()
-    return house
-
-
 def change(house: House, **fields: Any) -> None:
     """Change the key's record, as a person's request does."""
     record = replace(house.record, **fields)
     house.journal.save(key=KEY, change=lambda _: record)
-
-
-def restarts(house: House) -> dict[str, int]:
-    return {name: len(worker.at) for name, worker in house.workers.items()}
 
 
 # --- between two batches -----------------------------------------------------------------------------------------

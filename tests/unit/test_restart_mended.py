@@ -19,7 +19,7 @@ from rotator.model import Identity, Order, Result, Secret, Strategy, Ticket
 from rotator.ports import Watch
 from rotator.reasons import Reason
 from rotator.views import key_view
-from unit.restart_house import DAY, HOUR, SECOND, Build, House
+from unit.restart_house import DAY, HOUR, SECOND, Build, House, building, rebooted, restarts
 
 MINUTE = timedelta(minutes=1)
 
@@ -27,15 +27,8 @@ MINUTE = timedelta(minutes=1)
 @pytest.fixture
 def build(tmp_path: Path) -> Iterator[Build]:
     """Makes houses; their journals are closed at the end."""
-    made: list[House] = []
-
-    def make(strategy: Strategy, *names: str) -> House:
-        made.append(House(tmp_path, strategy, list(names)))
-        return made[-1]
-
-    yield make
-    for house in made:
-        house.journal.close()
+    with building(tmp_path) as make:
+        yield make
 
 
 def rotating(house: House) -> House:
@@ -43,17 +36,6 @@ def rotating(house: House) -> House:
     house.boot()
     house.ask()
     return house
-
-
-def rebooted(house: House) -> House:
-    """The process ends, and another one is started on the journal."""
-    house.journal.close()
-    house.boot().catch_up()
-    return house
-
-
-def restarts(house: House) -> dict[str, int]:
-    return {name: len(worker.at) for name, worker in house.workers.items()}
 
 
 def refusing(house: House, name: str, error: Exception, *, until: Callable[[], bool] = lambda: False) -> list[str]:

@@ -18,21 +18,14 @@ from rotator.model import Result, Step, Strategy, Ticket
 from rotator.policy import Window
 from rotator.reasons import Reason
 from simulation.world import managed
-from unit.restart_house import DAY, HOUR, KEY, OLD, SECOND, Build, Copier, House, Worker
+from unit.restart_house import DAY, HOUR, KEY, OLD, SECOND, Build, Copier, Worker, building
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Iterator[Build]:
     """Makes houses; their journals are closed at the end."""
-    made: list[House] = []
-
-    def make(strategy: Strategy, *names: str) -> House:
-        made.append(House(tmp_path, strategy, list(names)))
-        return made[-1]
-
-    yield make
-    for house in made:
-        house.journal.close()
+    with building(tmp_path) as make:
+        yield make
 
 
 def test_a_failed_canary_stops_the_rest_and_rolls_back(build: Build) -> None:
