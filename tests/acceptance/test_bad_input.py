@@ -232,6 +232,7 @@ def vault_only(token: Path) -> dict[str, object]:
 # --- the provider -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_login_refused_while_another_provider_works(
     tmp_path: Path, vault: VaultServer, broker: MosquittoBroker
 ) -> None:
@@ -376,6 +377,7 @@ def test_implausible_expiry_with_an_accepted_secret(site: Site) -> None:
         stays(site.refreshes, 2, 2)
 
 
+@pytest.mark.long
 def test_implausible_expiry_without_the_brokers_word(site: Site) -> None:
     """Refused by the broker, no broker to ask, or one that can't be reached: not promoted, no refresh loop."""
     refused = site.add_key("refused", verify={"password": "not-{secret}", "propagation": "1s"})
@@ -403,6 +405,7 @@ def test_implausible_expiry_without_the_brokers_word(site: Site) -> None:
 # --- the key upstream ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_key_that_cannot_serve(site: Site) -> None:
     """Unknown, revoked, without the role: said in `status` (exit 3) and in the log, once per change."""
     roleless, revoked = site.add_key("roleless", role=False), site.add_key("revoked")

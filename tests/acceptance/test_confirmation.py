@@ -103,6 +103,7 @@ def test_a_heartbeat_proves_it(site: Site, supervisor: Supervisor, broker: Mosqu
         assert (2, "ok") == (confirmed(view, "ingest"), view["state"])
 
 
+@pytest.mark.long
 def test_two_consumers_of_one_key_need_a_client_each(
     site: Site, supervisor: Supervisor, broker: MosquittoBroker
 ) -> None:

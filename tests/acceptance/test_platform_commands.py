@@ -241,6 +241,7 @@ def selection(stage: Stage, **more: Any) -> dict[str, Any]:
     return {"provider": "haltian", "discover": {"match": "building-*", "template": template, **more}}
 
 
+@pytest.mark.long
 def test_a_daemon_takes_on_what_is_made_while_it_runs(stage: Stage) -> None:
     """Managed from then on, over a restart too with the platform away; what vanishes is reported and stays known."""
     site = stage.site
@@ -277,6 +278,7 @@ def test_a_daemon_takes_on_what_is_made_while_it_runs(stage: Stage) -> None:
         assert "ok" == daemon.key("building-a")["state"]
 
 
+@pytest.mark.long
 def test_a_provisioned_key_is_taken_on_as_it_is(stage: Stage) -> None:
     """Its secret is in Vault already, so nothing is rotated; another place than the template's is refused."""
     site = stage.site

@@ -112,6 +112,7 @@ def test_a_key_beside_the_journal_is_warned_about(site: Site, tmp_path: Path) ->
         assert [] == [line for line in daemon.log("notice") if "beside the journal" in line["detail"]]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_the_key_is_lost_and_a_secret_waits(site: Site) -> None:
     """Exit 2, naming the key to bring; `seal forget` accepts the loss, and the key is rotated again by itself."""
@@ -147,6 +148,7 @@ def test_the_key_is_lost_and_a_secret_waits(site: Site) -> None:
         assert 2 == site.refreshes()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_rotate_key_while_a_secret_waits(site: Site) -> None:
     """The new key opens what the old one sealed; the old key's bytes are gone from the state folder."""
@@ -190,6 +192,7 @@ def test_without_a_journal_nothing_is_made(site: Site) -> None:
 # --- kept by Vault -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_sealed_by_transit_while_vault_is_down(site: Site) -> None:
     """The answer is sealed without Vault, the daemon starts without it, and with it back the secret is promoted."""

@@ -132,11 +132,13 @@ def imports(module: str) -> Iterator[str]:
                 yield from (f"{start}.{alias.name}" for alias in names)
 
 
+@cache
 def own_imports(module: str) -> set[str]:
     """Of rotator's own: the first name below the package (`journal` for `rotator.journal.seal`)."""
     return {name.split(".")[1] for name in imports(module) if name.startswith("rotator.")}
 
 
+@cache
 def libraries(module: str) -> set[str]:
     return {name.split(".")[0] for name in imports(module)}
 
